@@ -1,0 +1,1 @@
+"""What people start: the `ppt` command, the scripts of the DeepSpeed launcher, presets and the embedded default."""

@@ -1,0 +1,1 @@
+"""Task corpora to prompt groups: the frozen backbone, the prompt bank and the DeepSpeed job."""
