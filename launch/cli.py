@@ -1,0 +1,290 @@
+"""The `ppt` command: thin commands over the packages, one-line errors, the exit codes of `docs/architecture.md`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from corpora.common.errors import PPTError
+from corpora.common.progress import console, say
+
+# Settings that quieten libraries must stand before those libraries are imported, which commands do late:
+# `ppt --help` answers at once.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _app(text: str) -> typer.Typer:
+    return typer.Typer(help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+app = _app("Pre-trained prompt tuning: raw text in, soft prompts and few-shot tables out.")
+corpora_app = _app("Raw text to task corpora.")
+label_app = _app("The pseudo-labeller of single texts.")
+backbone_app = _app("Vocabularies and backbones of your own.")
+prompts_app = _app("Prompts on disk: look at them, take them elsewhere, bring others in.")
+app.add_typer(corpora_app, name="corpora")
+corpora_app.add_typer(label_app, name="label")
+app.add_typer(backbone_app, name="backbone")
+app.add_typer(prompts_app, name="prompts")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file, nested ones as a.b=1."),
+]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of settings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def _print(value: Any, as_json: bool, text: str) -> None:
+    """Results go to standard output, as text or as JSON."""
+    sys.stdout.write(
+        json.dumps(value, ensure_ascii=False, indent=1) + "\n" if as_json else text.rstrip() + "\n"
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("runs/demo"),
+    full: Annotated[bool, typer.Option("--full", help="All tasks and the whole grid of rates.")] = False,
+) -> None:
+    """Run the whole pipeline on the embedded default, in minutes on a CPU.
+
+    Example: ppt demo --out runs/demo
+    """
+    from launch.pocket.demo import run_demo
+
+    run_demo(out, full=full)
+
+
+@corpora_app.command("build")
+def corpora_build(
+    text: Annotated[
+        list[str], typer.Option("--text", help="File, folder, glob or hub:NAMESPACE/NAME; repeatable.")
+    ],
+    tokenizer: Annotated[str, typer.Option(help="Folder, *.model file or hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder of the build.")],
+    formats: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: all that can be built.")
+    ] = None,
+    labeller: Annotated[
+        str | None, typer.Option(help="Folder of a labeller, or a classifier by name.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="paragraphs or sentences.")] = "paragraphs",
+    language: Annotated[str, typer.Option(help="en, zh or auto.")] = "auto",
+    text_field: Annotated[
+        str, typer.Option(help="Field that holds the text in JSONL, CSV and Parquet.")
+    ] = "text",
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
+) -> None:
+    """Build the sentence store and the task corpora of every format.
+
+    Example: ppt corpora build --text news.jsonl.gz --tokenizer google/t5-v1_1-small --out runs/corpora
+    """
+    from corpora.build import BuildSettings, build
+    from corpora.common.settings import make_settings
+
+    values: dict[str, Any] = {
+        "text": text, "tokenizer": tokenizer, "out": str(out), "labeller": labeller, "unit": unit,
+        "language": language, "text_field": text_field, "workers": workers, "seed": seed, "strict": strict,
+    }  # fmt: skip
+    if formats is not None:
+        values["formats"] = [name.strip() for name in formats.split(",") if name.strip()]
+    build(make_settings(BuildSettings, values, "ppt corpora build"))
+
+
+@corpora_app.command("show")
+def corpora_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
+    n: Annotated[int, typer.Option("-n", help="Examples of each format.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of examples.")] = 0,
+) -> None:
+    """Print readable examples and label counts.
+
+    Example: ppt corpora show runs/corpora -n 3
+    """
+    from corpora.show import show
+
+    _print(None, False, show(folder, n, seed))
+
+
+@label_app.command("train")
+def label_train(
+    reviews: Annotated[Path, typer.Option(help="JSONL or CSV with the fields text and label.")],
+    out: Annotated[Path, typer.Option(help="Folder of the labeller.")],
+    test: Annotated[Path | None, typer.Option(help="Held-out file; default: a part of the reviews.")] = None,
+    words: Annotated[str | None, typer.Option(help="A label word a class, comma-separated.")] = None,
+    language: Annotated[str, typer.Option(help="en, zh or auto.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Train the linear pseudo-labeller on star reviews.
+
+    Example: ppt corpora label train --reviews reviews.jsonl --out runs/labeller
+    """
+    from corpora.labeller import train
+
+    chosen = tuple(word.strip() for word in words.split(",")) if words else None
+    report = train(reviews, out, test=test, words=chosen, language=language, seed=seed)
+    say(report.line())
+
+
+@label_app.command("apply")
+def label_apply(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
+    labeller: Annotated[str, typer.Option(help="Folder of a labeller, or a classifier by name.")],
+) -> None:
+    """Label the units of a build and draw its single_text corpus.
+
+    Example: ppt corpora label apply runs/corpora --labeller runs/labeller
+    """
+    from corpora.build import apply_labeller
+
+    apply_labeller(folder, labeller)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def pretrain(context: typer.Context, config: Config) -> None:
+    """Pre-train prompt groups: starts the DeepSpeed launcher.
+
+    Options of the launcher (--num_gpus, --hostfile, --master_port, ...) go before the settings.
+
+    Example: ppt pretrain pretrain.yaml steps=2000 processes=2
+    """
+    from launch.launcher import launch_pretraining
+
+    raise typer.Exit(launch_pretraining(config, context.args))
+
+
+@backbone_app.command("vocab")
+def backbone_vocab(
+    text: Annotated[list[str], typer.Option("--text", help="File, folder or glob; repeatable.")],
+    size: Annotated[int, typer.Option(help="Pieces, the 100 sentinels not counted.")],
+    out: Annotated[Path, typer.Option(help="Folder of the vocabulary.")],
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    seed: Annotated[int, typer.Option(help="Seed of the sample of lines.")] = 0,
+) -> None:
+    """Train a sentencepiece vocabulary in T5's layout.
+
+    Example: ppt backbone vocab --text corpus.txt --size 16000 --out runs/vocab
+    """
+    from pretrain.vocabulary import train_vocabulary
+
+    train_vocabulary(text, size=size, out=out, text_field=text_field, seed=seed)
+
+
+@backbone_app.command("train")
+def backbone_train(config: Config, overrides: Overrides = None) -> None:
+    """Train a backbone from scratch, or further from given weights; steps=0 makes a random one.
+
+    Example: ppt backbone train backbone.yaml steps=1000
+    """
+    from launch.launcher import launch_backbone_training
+
+    raise typer.Exit(launch_backbone_training(config, overrides or []))
+
+
+@app.command()
+def fewshot(config: Config, overrides: Overrides = None) -> None:
+    """Tune and score tasks x methods x seeds x learning rates.
+
+    Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2]
+    """
+    from corpora.common.settings import load_settings
+    from finetune.fewshot import run_fewshot
+    from finetune.settings import FewshotSettings
+
+    run_fewshot(load_settings(FewshotSettings, config, overrides))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of few-shot runs.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; default: the first run.")] = None,
+) -> None:
+    """Make the tables and plots of finished runs.
+
+    Example: ppt report runs/fewshot --out runs/report
+    """
+    from finetune.report import report as make_report
+
+    made = make_report(list(runs), out if out is not None else runs[0])
+    _print(None, False, made.text)
+
+
+@prompts_app.command("show")
+def prompts_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a prompt.")],
+    backbone: Annotated[str | None, typer.Option(help="Show the nearest words of this backbone too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a prompt is, where it comes from and which words lie nearest.
+
+    Example: ppt prompts show runs/pretrain/prompts/unified --json
+    """
+    from launch.prompt_commands import describe_prompt
+
+    value, text = describe_prompt(folder, backbone)
+    _print(value, as_json, text)
+
+
+@prompts_app.command("export")
+def prompts_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a prompt.")],
+    to: Annotated[str, typer.Option("--to", help="peft, npy or pt.")],
+    out: Annotated[Path, typer.Option(help="Folder (peft) or file to write.")],
+) -> None:
+    """Write a prompt for another library; with PEFT it gives the same logits.
+
+    Example: ppt prompts export runs/pretrain/prompts/unified --to peft --out runs/peft
+    """
+    from launch.prompt_commands import export_prompt
+
+    export_prompt(folder, to, out)
+
+
+@prompts_app.command("import")
+def prompts_import(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=".npy, .pt or .safetensors with one [P, D] tensor.")
+    ],
+    backbone: Annotated[str, typer.Option(help="The backbone it was trained on.")],
+    format: Annotated[str, typer.Option(help="sentence_pair, multiple_choice, single_text or unified.")],
+    out: Annotated[Path, typer.Option(help="Folder of the prompt.")],
+    space: Annotated[
+        str, typer.Option(help="huggingface, or scaled (released PPT code: x 100 at import).")
+    ] = "huggingface",
+    licence: Annotated[str | None, typer.Option(help="Licence as its source states it.")] = None,
+) -> None:
+    """Bring in a prompt that another library trained.
+
+    Example: ppt prompts import prompt.npy --backbone google/t5-base-lm-adapt --format sentence_pair --out runs/imported
+    """
+    from launch.prompt_commands import import_prompt_file
+
+    import_prompt_file(file, backbone, format, out, space, licence)
+
+
+def main() -> None:
+    """Run a command; what a user can cause ends in one line and an exit code."""
+    try:
+        app()
+    except PPTError as error:
+        _end(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _end("interrupted; the same command goes on from what is finished", 130)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _end(place + (error.strerror or str(error)).lower(), 1)
+
+
+def _end(reason: str, code: int) -> NoReturn:
+    console().print(f"ppt: {reason}", style="bold red" if console().is_terminal else None, markup=False)
+    sys.exit(code)
