@@ -1,0 +1,376 @@
+"""Raw text of any source as a stream of documents; bad records are counted with their place, not fatal."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import glob, has_magic
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+
+from corpora.common.errors import MachineError, UserError, at, nearest
+from corpora.common.files import hash_file
+
+COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
+HUB = "hub:"
+PLACES_KEPT = 5  # places remembered for each reason; the count goes on
+PARQUET_ROWS = 1024  # rows read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document.
+
+    Attributes:
+        source: the file, or the hub data set, that it comes from.
+        line: where it starts there, from 1 (the row, in Parquet and hub data sets).
+        text: its text; lines are paragraphs.
+    """
+
+    source: str
+    line: int
+    text: str
+
+
+@dataclass
+class Counts:
+    """What the reader met: good documents, and dropped records by reason with their first places."""
+
+    documents: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, place: str) -> None:
+        """Count one record that cannot be used."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < PLACES_KEPT:
+            places.append(place)
+
+    def lines(self) -> list[str]:
+        """One readable line for each reason: how many records and where the first ones stand."""
+        return [
+            f"{self.dropped[reason]} {'record' if self.dropped[reason] == 1 else 'records'} dropped: {reason} "
+            f"({', '.join(self.places[reason])}{', ...' if self.dropped[reason] > len(self.places[reason]) else ''})"
+            for reason in sorted(self.dropped)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file or hub data set, in the order in which it is read."""
+
+    name: str  # path, or `hub:...`
+    reader: str  # key of READERS
+    compression: str = ""  # one of COMPRESSIONS, or none
+
+    def identity(self) -> dict[str, Any]:
+        """Name without folder, size in bytes and SHA-256: what a manifest cites."""
+        if self.reader == "hub":
+            return {"name": HUB + "/".join(self.name.removeprefix(HUB).split("/")[-2:])}
+        path = Path(self.name)
+        try:
+            return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+
+class _Bad(Exception):
+    """A record that cannot be used; the message is the reason."""
+
+
+Record = tuple[int, str | _Bad]  # line or row from 1, and its text or why it has none
+
+
+def find_sources(sources: Sequence[str | Path]) -> list[Source]:
+    """List what is read: sources in the order given, the files of a folder or pattern sorted by name.
+
+    Args:
+        sources: files, folders (searched through), patterns such as `news/*.jsonl.gz`, or
+            `hub:namespace/name[:config][:split]`.
+
+    Raises:
+        UserError: nothing is there, or a file's kind is unknown.
+    """
+    found: list[Source] = []
+    for given in sources:
+        name = str(given)
+        if name.startswith(HUB):
+            found.append(Source(name, "hub"))
+        elif Path(name).is_dir():
+            inside = sorted(p for p in Path(name).rglob("*") if p.is_file() and not p.name.startswith("."))
+            kept = [source for path in inside if (source := _source(path)) is not None]
+            if not kept:
+                raise UserError(f"{name}: no text in this folder; expected files ending in {_kinds()}")
+            found += kept
+        elif has_magic(name) and not Path(name).exists():
+            paths = sorted(Path(p) for p in glob(name, recursive=True))
+            kept = [source for path in paths if path.is_file() and (source := _source(path)) is not None]
+            if not kept:
+                raise UserError(f"{name}: no file of this pattern; expected files ending in {_kinds()}")
+            found += kept
+        elif not Path(name).exists():
+            raise UserError(f"{name} does not exist")
+        else:
+            source = _source(Path(name))
+            if source is None:
+                raise UserError(f"{name}: unknown kind of file; expected a name ending in {_kinds()}")
+            found.append(source)
+    if not found:
+        raise UserError("no text given; expected files, folders, patterns or hub:namespace/name")
+    return found
+
+
+def read_documents(
+    sources: Sequence[str | Path] | Sequence[Source],
+    strict: bool = False,
+    text_field: str = "text",
+    counts: Counts | None = None,
+) -> Iterator[Document]:
+    """Read documents one after the other.
+
+    Args:
+        sources: as `find_sources` takes or gives them.
+        strict: whether a bad record or an empty document is an error.
+        text_field: the field or column that holds the text (all but plain text).
+        counts: filled while reading.
+
+    Yields:
+        Documents that hold text, in the order of the sources.
+
+    Raises:
+        UserError: a source is missing or damaged; a column is missing; under `strict`, any record dropped.
+        MachineError: a source cannot be read.
+    """
+    counts = counts if counts is not None else Counts()
+    listed = [s for s in sources if isinstance(s, Source)]
+    if len(listed) < len(sources):
+        listed = find_sources([s for s in sources if not isinstance(s, Source)])
+    for source in listed:
+        unit = "row" if source.reader in ("parquet", "hub") else "line"
+        records = READERS[source.reader](source, text_field)
+        last = 0
+        while True:
+            try:
+                last, text = next(records)
+                if isinstance(text, str):
+                    text = _checked(text)
+            except StopIteration:
+                break
+            except _Bad as bad:
+                text = bad
+            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+                raise _damaged(source, last, error) from error
+            except OSError as error:
+                if source.compression and error.errno is None:  # bz2 says so of bad data
+                    raise _damaged(source, last, error) from error
+                raise _unreadable(source.name, error) from error
+            if isinstance(text, _Bad):
+                place = at(source.name, last) if unit == "line" else f"{source.name} row {last}"
+                if strict:
+                    raise UserError(f"{place}: {text}; --strict allows no such record")
+                counts.drop(str(text), at(Path(source.name).name, last) if unit == "line" else place)
+            else:
+                counts.documents += 1
+                yield Document(source.name, last, text)
+
+
+def _kinds() -> str:
+    return f"{', '.join(SUFFIXES)}, each alone or with {', '.join(COMPRESSIONS)}"
+
+
+def _source(path: Path) -> Source | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    if not suffixes or suffixes[-1] not in SUFFIXES:
+        return None
+    return Source(str(path), SUFFIXES[suffixes[-1]], compression)
+
+
+def _unreadable(name: str, error: OSError) -> MachineError:
+    return MachineError(f"cannot read {name}: {(error.strerror or str(error)).lower()}")
+
+
+def _damaged(source: Source, last: int, error: Exception) -> UserError:
+    reason = str(error) or type(error).__name__
+    return UserError(f"{source.name}: damaged {source.compression[1:]} data after line {last} ({reason})")
+
+
+def _checked(text: Any) -> str:
+    """The text itself, if it is text that can be stored."""
+    if not isinstance(text, str):
+        raise _Bad(f"text is {'null' if text is None else type(text).__name__}, expected a string")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _Bad("not valid Unicode") from None
+    if not text.strip():
+        raise _Bad("empty document")
+    return text
+
+
+def _open(source: Source) -> IO[bytes]:
+    path = source.name
+    if source.compression == ".gz":
+        return gzip.open(path, "rb")
+    if source.compression == ".xz":
+        return lzma.open(path, "rb")
+    if source.compression == ".bz2":
+        return bz2.open(path, "rb")
+    if source.compression == ".zst":
+        raw = open(path, "rb")  # noqa: SIM115 - closed with the reader
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+        return io.BufferedReader(reader, 1 << 17)  # type: ignore[type-var]
+    return open(path, "rb")
+
+
+def _read_txt(source: Source, text_field: str) -> Iterator[Record]:
+    """Documents stand between blank lines. A line that is not UTF-8 spoils its document, not the file."""
+    start, lines, bad = 1, list[str](), False
+    number = 0
+    with _open(source) as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.strip():
+                if lines or bad:
+                    yield start, _Bad("not UTF-8") if bad else "\n".join(lines)
+                lines, bad = [], False
+                continue
+            if not lines and not bad:
+                start = number
+            try:
+                lines.append(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+            except UnicodeDecodeError:
+                start, bad = number, True
+    if lines or bad or not number:
+        yield start, _Bad("not UTF-8") if bad else "\n".join(lines)
+
+
+def _read_jsonl(source: Source, text_field: str) -> Iterator[Record]:
+    with _open(source) as file:
+        for number, raw in enumerate(file, 1):
+            if raw.isspace():
+                continue
+            yield number, _json_text(raw, text_field)
+
+
+def _json_text(raw: bytes, text_field: str) -> str | _Bad:
+    try:
+        record = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return _Bad("not UTF-8")
+    except (json.JSONDecodeError, RecursionError):
+        return _Bad("not valid JSON")
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, dict):
+        return _Bad(f"a JSON {type(record).__name__}, expected an object")
+    if text_field not in record:
+        return _Bad(f'no field "{text_field}"')
+    value: Any = record[text_field]
+    return value if isinstance(value, str) else _Bad(f'field "{text_field}" is no string')
+
+
+def _column(name: str, columns: Sequence[str], text_field: str) -> None:
+    if text_field not in columns:
+        raise UserError(f'{name}: no column "{text_field}"{nearest(text_field, columns)}')
+
+
+def _read_csv(source: Source, text_field: str) -> Iterator[Record]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents are longer than the default of 128 KiB
+    delimiter = "\t" if ".tsv" in source.name.lower() else ","
+    with io.TextIOWrapper(_open(source), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        rows = csv.reader(text, delimiter=delimiter)
+        header = next(rows, [])
+        _column(source.name, header, text_field)
+        index = header.index(text_field)
+        while True:
+            first = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield first, _Bad(f"not valid CSV ({error})")
+                continue
+            if not row:
+                continue
+            if len(row) != len(header):
+                yield first, _Bad(f"{len(row)} columns, expected {len(header)}")
+            else:
+                yield first, row[index]
+
+
+def _read_parquet(source: Source, text_field: str) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _open(source) as file:
+        # Parquet is read from its end; an outer compression has to be undone first.
+        whole: Any = io.BytesIO(file.read()) if source.compression else file
+        try:
+            table = pq.ParquetFile(whole)
+            _column(source.name, table.schema_arrow.names, text_field)
+            row = 0
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield row, value if isinstance(value, str) else _Bad(f'field "{text_field}" is no string')
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{source.name}: not a Parquet file ({str(error).splitlines()[0]})") from error
+
+
+def _read_hub(source: Source, text_field: str) -> Iterator[Record]:
+    """A hub data set as a stream: nothing is downloaded whole."""
+    import datasets
+
+    name, config, split, *rest = [*source.name.removeprefix(HUB).split(":"), "", ""]
+    if rest and any(rest):
+        raise UserError(f'"{source.name}" is no data set; expected hub:namespace/name[:config][:split]')
+    try:
+        stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+        columns = stream.column_names
+    except ConnectionError as error:
+        raise MachineError(
+            f"{source.name}: the hub was not reached ({str(error).splitlines()[0]})"
+        ) from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source.name}: the data set was not found ({reason})") from error
+    except (ValueError, RuntimeError, FileNotFoundError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source.name}: {reason}") from error
+    if columns is not None:
+        _column(source.name, columns, text_field)
+    for row, record in enumerate(stream, 1):
+        value = record.get(text_field)
+        yield row, value if isinstance(value, str) else _Bad(f'field "{text_field}" is no string')
+
+
+READERS: dict[str, Callable[[Source, str], Iterator[Record]]] = {
+    "txt": _read_txt,
+    "jsonl": _read_jsonl,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "hub": _read_hub,
+}
+SUFFIXES = {
+    ".txt": "txt",
+    ".text": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
