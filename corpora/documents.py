@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import csv
 import gzip
 import io
@@ -14,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import zstandard
 
-from corpora.common.errors import MachineError, UserError, at, nearest
+from corpora.common.errors import MachineError, UserError, nearest
 from corpora.common.files import hash_file
 
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
@@ -85,11 +86,13 @@ class Source:
             raise _unreadable(self.name, error) from error
 
 
-class _Bad(Exception):
-    """A record that cannot be used; the message is the reason."""
+class Bad(NamedTuple):
+    """A record that cannot be used."""
+
+    reason: str
 
 
-Record = tuple[int, str | _Bad]  # line or row from 1, and its text or why it has none
+Record = tuple[int, str | Bad]  # line or row from 1, and its text or why it has none
 
 
 def find_sources(sources: Sequence[str | Path]) -> list[Source]:
@@ -158,31 +161,31 @@ def read_documents(
         listed = find_sources([s for s in sources if not isinstance(s, Source)])
     for source in listed:
         unit = "row" if source.reader in ("parquet", "hub") else "line"
-        records = READERS[source.reader](source, text_field)
-        last = 0
-        while True:
-            try:
-                last, text = next(records)
+        with reading(source):
+            for number, found in READERS[source.reader](source, text_field):
+                text = _checked(found)
                 if isinstance(text, str):
-                    text = _checked(text)
-            except StopIteration:
-                break
-            except _Bad as bad:
-                text = bad
-            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-                raise _damaged(source, last, error) from error
-            except OSError as error:
-                if source.compression and error.errno is None:  # bz2 says so of bad data
-                    raise _damaged(source, last, error) from error
-                raise _unreadable(source.name, error) from error
-            if isinstance(text, _Bad):
-                place = at(source.name, last) if unit == "line" else f"{source.name} row {last}"
-                if strict:
-                    raise UserError(f"{place}: {text}; --strict allows no such record")
-                counts.drop(str(text), at(Path(source.name).name, last) if unit == "line" else place)
-            else:
-                counts.documents += 1
-                yield Document(source.name, last, text)
+                    counts.documents += 1
+                    yield Document(source.name, number, text)
+                elif strict:
+                    raise UserError(
+                        f"{source.name} {unit} {number}: {text.reason}; --strict allows no such record"
+                    )
+                else:
+                    counts.drop(text.reason, f"{Path(source.name).name} {unit} {number}")
+
+
+@contextlib.contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """Turn damaged data and what the operating system refuses into one line that names the source."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise _damaged(source, error) from error
+    except OSError as error:
+        if source.compression and error.errno is None:  # bz2 says so of bad data
+            raise _damaged(source, error) from error
+        raise _unreadable(source.name, error) from error
 
 
 def _kinds() -> str:
@@ -201,49 +204,48 @@ def _unreadable(name: str, error: OSError) -> MachineError:
     return MachineError(f"cannot read {name}: {(error.strerror or str(error)).lower()}")
 
 
-def _damaged(source: Source, last: int, error: Exception) -> UserError:
+def _damaged(source: Source, error: Exception) -> UserError:
     reason = str(error) or type(error).__name__
-    return UserError(f"{source.name}: damaged {source.compression[1:]} data after line {last} ({reason})")
+    return UserError(f"{source.name}: damaged {source.compression[1:]} data ({reason}); copy the file again")
 
 
-def _checked(text: Any) -> str:
+def _checked(found: str | Bad) -> str | Bad:
     """The text itself, if it is text that can be stored."""
-    if not isinstance(text, str):
-        raise _Bad(f"text is {'null' if text is None else type(text).__name__}, expected a string")
-    if not text.isascii():
+    if isinstance(found, Bad):
+        return found
+    if not found.isascii():
         try:
-            text.encode("utf-8")
+            found.encode("utf-8")
         except UnicodeEncodeError:
-            raise _Bad("not valid Unicode") from None
-    if not text.strip():
-        raise _Bad("empty document")
-    return text
+            return Bad("not valid Unicode")
+    return found if found.strip() else Bad("empty document")
 
 
-def _open(source: Source) -> IO[bytes]:
+def open_source(source: Source) -> BinaryIO:
+    """Open a file, unpacked as its name says."""
     path = source.name
     if source.compression == ".gz":
-        return gzip.open(path, "rb")
+        return cast(BinaryIO, gzip.open(path, "rb"))
     if source.compression == ".xz":
-        return lzma.open(path, "rb")
+        return cast(BinaryIO, lzma.open(path, "rb"))
     if source.compression == ".bz2":
-        return bz2.open(path, "rb")
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    raw = open(path, "rb")  # noqa: SIM115 - closed with the reader
     if source.compression == ".zst":
-        raw = open(path, "rb")  # noqa: SIM115 - closed with the reader
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
-        return io.BufferedReader(reader, 1 << 17)  # type: ignore[type-var]
-    return open(path, "rb")
+        unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=True)
+        return io.BufferedReader(unpacked, 1 << 17)
+    return raw
 
 
 def _read_txt(source: Source, text_field: str) -> Iterator[Record]:
     """Documents stand between blank lines. A line that is not UTF-8 spoils its document, not the file."""
     start, lines, bad = 1, list[str](), False
     number = 0
-    with _open(source) as file:
+    with open_source(source) as file:
         for number, raw in enumerate(file, 1):
             if not raw.strip():
                 if lines or bad:
-                    yield start, _Bad("not UTF-8") if bad else "\n".join(lines)
+                    yield start, Bad("not UTF-8") if bad else "\n".join(lines)
                 lines, bad = [], False
                 continue
             if not lines and not bad:
@@ -253,32 +255,32 @@ def _read_txt(source: Source, text_field: str) -> Iterator[Record]:
             except UnicodeDecodeError:
                 start, bad = number, True
     if lines or bad or not number:
-        yield start, _Bad("not UTF-8") if bad else "\n".join(lines)
+        yield start, Bad("not UTF-8") if bad else "\n".join(lines)
 
 
 def _read_jsonl(source: Source, text_field: str) -> Iterator[Record]:
-    with _open(source) as file:
+    with open_source(source) as file:
         for number, raw in enumerate(file, 1):
             if raw.isspace():
                 continue
             yield number, _json_text(raw, text_field)
 
 
-def _json_text(raw: bytes, text_field: str) -> str | _Bad:
+def _json_text(raw: bytes, text_field: str) -> str | Bad:
     try:
         record = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
-        return _Bad("not UTF-8")
+        return Bad("not UTF-8")
     except (json.JSONDecodeError, RecursionError):
-        return _Bad("not valid JSON")
+        return Bad("not valid JSON")
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
-        return _Bad(f"a JSON {type(record).__name__}, expected an object")
+        return Bad(f"a JSON {type(record).__name__}, expected an object")
     if text_field not in record:
-        return _Bad(f'no field "{text_field}"')
+        return Bad(f'no field "{text_field}"')
     value: Any = record[text_field]
-    return value if isinstance(value, str) else _Bad(f'field "{text_field}" is no string')
+    return value if isinstance(value, str) else Bad(f'field "{text_field}" is no string')
 
 
 def _column(name: str, columns: Sequence[str], text_field: str) -> None:
@@ -289,7 +291,9 @@ def _column(name: str, columns: Sequence[str], text_field: str) -> None:
 def _read_csv(source: Source, text_field: str) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents are longer than the default of 128 KiB
     delimiter = "\t" if ".tsv" in source.name.lower() else ","
-    with io.TextIOWrapper(_open(source), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    with io.TextIOWrapper(
+        open_source(source), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as text:
         rows = csv.reader(text, delimiter=delimiter)
         header = next(rows, [])
         _column(source.name, header, text_field)
@@ -301,12 +305,12 @@ def _read_csv(source: Source, text_field: str) -> Iterator[Record]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield first, _Bad(f"not valid CSV ({error})")
+                yield first, Bad(f"not valid CSV ({error})")
                 continue
             if not row:
                 continue
             if len(row) != len(header):
-                yield first, _Bad(f"{len(row)} columns, expected {len(header)}")
+                yield first, Bad(f"{len(row)} columns, expected {len(header)}")
             else:
                 yield first, row[index]
 
@@ -315,7 +319,7 @@ def _read_parquet(source: Source, text_field: str) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _open(source) as file:
+    with open_source(source) as file:
         # Parquet is read from its end; an outer compression has to be undone first.
         whole: Any = io.BytesIO(file.read()) if source.compression else file
         try:
@@ -325,7 +329,7 @@ def _read_parquet(source: Source, text_field: str) -> Iterator[Record]:
             for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
                 for value in batch.column(0).to_pylist():
                     row += 1
-                    yield row, value if isinstance(value, str) else _Bad(f'field "{text_field}" is no string')
+                    yield row, value if isinstance(value, str) else Bad(f'field "{text_field}" is no string')
         except pa.ArrowInvalid as error:
             raise UserError(f"{source.name}: not a Parquet file ({str(error).splitlines()[0]})") from error
 
@@ -354,7 +358,7 @@ def _read_hub(source: Source, text_field: str) -> Iterator[Record]:
         _column(source.name, columns, text_field)
     for row, record in enumerate(stream, 1):
         value = record.get(text_field)
-        yield row, value if isinstance(value, str) else _Bad(f'field "{text_field}" is no string')
+        yield row, value if isinstance(value, str) else Bad(f'field "{text_field}" is no string')
 
 
 READERS: dict[str, Callable[[Source, str], Iterator[Record]]] = {
