@@ -1,0 +1,178 @@
+"""`ppt report`: the rows of few-shot runs as tables and pictures, each number with the command that makes it again."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corpora.common.errors import UserError
+from corpora.common.files import write_bytes_atomic, write_json, write_text_atomic
+from finetune import report_plots as plots
+from finetune.report_blocks import Section, markdown
+from finetune.report_html import page
+from finetune.report_read import Row, Run, check_protocol, merge_rows, read_run
+from finetune.report_sections import closing, command, opening, results, warnings_of, words
+from finetune.report_tables import (
+    Places,
+    Table,
+    main_shots,
+    main_table,
+    places_of,
+    rates_of,
+    summarise,
+)
+
+__all__ = ["Report", "report", "summarise"]
+
+CSV_FIELDS = (
+    "method", "label", "filled_from", "task", "task_version", "shots", "seed", "test", "test_f1", "test_vocabulary", "dev",
+    "dev_loss", "learning_rate", "step", "steps", "seconds", "n_train", "n_dev", "n_test", "init", "backbone_fingerprint",
+    "prompt", "cell", "run",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says and where it lies.
+
+    Attributes:
+        summary: see `summarise`.
+        warnings: what the reader should know before trusting a number.
+        files: all files written.
+        text: the Markdown.
+        table: the main table.
+    """
+
+    summary: dict[str, Any]
+    warnings: list[str]
+    files: list[Path]
+    text: str
+    table: Table | None
+
+
+def report(
+    runs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    title: str | None = None,
+    notes: Sequence[str] = (),
+    seconds: dict[str, float] | None = None,
+    backbone: Path | str | None = None,
+) -> Report:
+    """Write `report.md`, `report.csv`, `report.json`, `report.html` and the pictures.
+
+    Args:
+        runs: folders of few-shot runs and, for their curves, of pre-training runs.
+        out: folder to write into; files of an earlier report there are replaced.
+        title: heading of the report.
+        notes: lines to stand at the top, for example where the learning rates come from.
+        seconds: stage -> seconds, shown as a table.
+        backbone: folder of the backbone, for the words nearest to each prompt; None takes the one that a run's
+            settings name, where it lies on this machine.
+
+    Returns:
+        The report; its files are on disk.
+
+    Raises:
+        UserError: a folder is no run, a line is wrong, or the runs do not share one protocol.
+    """
+    if not runs:
+        raise UserError("no run was given; expected the folder of at least one run")
+    read = [read_run(folder) for folder in runs]
+    rows = merge_rows(read)
+    check_protocol(rows)
+    metrics = [run for run in read if run.metrics]
+    out = Path(out)
+    title = title or "Few-shot results" if rows else title or "Prompt pre-training"
+    warnings = [note for run in read for note in run.notes]
+    places, shots, rates = places_of(rows), main_shots(rows), rates_of(rows)
+    seeds = sorted({int(row["seed"]) for row in rows})
+    warnings += warnings_of(places, shots, rates, seeds)
+    sections: list[Section] = []
+    pictures: list[plots.Picture] = []
+    table = None
+    if rows:
+        table = main_table(places, shots, len(seeds))
+        pictures, result_sections = results(read, rows, places, shots, rates, seeds, table)
+        sections += result_sections
+        sections += words(read, places, shots, backbone)
+    for number, run in enumerate(metrics):
+        picture = plots.pretraining(
+            run.metrics, "pretraining" + (f"_{number + 1}" if len(metrics) > 1 else "")
+        )
+        if picture:
+            pictures.append(picture)
+            sections.append(Section(f"Pre-training ({run.folder})", (picture,)))
+    glyphs = plots.missing_glyphs([*shots, *(line.label for line, _, _ in places)])
+    if glyphs and pictures:
+        warnings.append(
+            f"no font of this machine draws {glyphs}: boxes in the PNG files, right in the page; install a font that has them"
+        )
+    sections.insert(0, opening(read, rows, shots, seeds, notes, warnings, seconds))
+    sections += closing(read, places, shots)
+    files = _write(out, title, sections, pictures, read, rows, places, warnings)
+    return Report(summarise(rows), warnings, files, markdown(title, sections), table)
+
+
+def _write(
+    out: Path,
+    title: str,
+    sections: list[Section],
+    pictures: list[plots.Picture],
+    runs: list[Run],
+    rows: list[Row],
+    places: Places,
+    warnings: list[str],
+) -> list[Path]:
+    by_folder = {str(run.folder): run for run in runs}
+    files = []
+    for picture in pictures:
+        files.append(out / f"{picture.name}.png")
+        write_bytes_atomic(files[-1], picture.png)
+    table = []
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for line, task, n in sorted(places, key=lambda place: (place[1], place[2], place[0])):
+        stat = places[line, task, n]
+        for row in stat.rows.values():
+            writer.writerow(
+                {**row, "method": line.method, "label": line.label, "filled_from": stat.filled_from or ""}
+            )
+        f1 = stat.of("test_f1")
+        first = next(iter(stat.rows.values()))
+        table.append(
+            {
+                "method": line.method,
+                "label": line.label,
+                "key": line.key,
+                "task": task,
+                "shots": n,
+                "scores": {str(seed): score for seed, score in stat.scores.items()},
+                "mean": stat.mean,
+                "std": stat.std,
+                "f1": {"mean": f1.mean, "std": f1.std} if f1 else None,
+                "filled_from": stat.filled_from,
+                "cells": [str(row["cell"]) for row in stat.rows.values()],
+                "command": command(first, by_folder[first["run"]]),
+            }
+        )
+    content = {
+        "title": title,
+        "warnings": warnings,
+        "table": table,
+        **summarise(rows),
+        "protocol": rows[0].get("protocol") if rows else None,
+        "runs": [
+            {"folder": str(run.folder), "settings": run.config, "libraries": run.libraries} for run in runs
+        ],
+    }
+    write_text_atomic(out / "report.csv", lines.getvalue())
+    write_json(out / "report.json", content)
+    write_text_atomic(out / "report.md", markdown(title, sections))
+    write_text_atomic(out / "report.html", page(title, sections))
+    return [*files, *(out / f"report.{suffix}" for suffix in ("csv", "json", "md", "html"))]

@@ -1,0 +1,184 @@
+"""What a report is made from: run folders, their rows, and the check that they can stand in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corpora.common.errors import UserError, at
+from corpora.common.files import read_json
+from corpora.common.settings import read_yaml
+
+Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
+
+REQUIRED = ("cell", "task", "method", "shots", "seed", "learning_rate", "dev")
+# What makes a cell another cell (architecture.md); two chosen rows for one place of the table differ in one of these.
+KEY_FIELDS = (
+    "backbone_fingerprint",
+    "task_version",
+    "data_fingerprint",
+    "init",
+    "hard_prompt",
+    "verbalizer",
+    "protocol",
+    "learning_rate",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as the report sees it.
+
+    Attributes:
+        folder: where it lies, as the user wrote it.
+        rows: rows of `results.jsonl`, the last one of each cell.
+        config: resolved settings, empty where there are none.
+        libraries: versions that made it, empty where it does not say.
+        metrics: rows of a pre-training run's `metrics.jsonl`.
+        notes: what is to be told about reading it.
+    """
+
+    folder: Path
+    rows: list[Row]
+    config: dict[str, Any]
+    libraries: dict[str, str]
+    metrics: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_lines(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read a JSONL file of objects.
+
+    A last line without its line break is what a running or killed job was writing: it is left out and noted.
+
+    Raises:
+        UserError: a line is not a JSON object, naming it.
+    """
+    data = path.read_bytes()
+    whole, _, rest = data.rpartition(b"\n")
+    if rest.strip() and notes is not None:
+        notes.append(f"{path}: the last line is not finished and was left out")
+    values = []
+    for number, line in enumerate(whole.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except ValueError as error:
+            reason = getattr(error, "msg", "not UTF-8 text")
+            raise UserError(f"{at(path, number)}: not valid JSON ({reason})") from error
+        if not isinstance(value, dict):
+            raise UserError(f"{at(path, number)}: expected an object, found a {type(value).__name__}")
+        values.append(value)
+    return values
+
+
+def _checked(row: Mapping[str, Any], place: str) -> None:
+    for name in REQUIRED:
+        if name not in row:
+            raise UserError(f'{place}: field "{name}" is missing; expected a row of `ppt fewshot`')
+    if row.get("chosen") and not isinstance(row.get("test"), int | float):
+        raise UserError(
+            f'{place}: the row is chosen but its "test" is {row.get("test")!r}; expected a number'
+        )
+
+
+def read_run(folder: Path | str) -> Run:
+    """Read a few-shot run (`results.jsonl`) or a pre-training run (`metrics.jsonl`).
+
+    Raises:
+        UserError: the folder is missing, holds neither, or a line of it is wrong.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; expected the folder of a run")
+    results, metrics = folder / "results.jsonl", folder / "metrics.jsonl"
+    if not results.exists() and not metrics.exists():
+        raise UserError(
+            f"{folder} holds neither results.jsonl (few-shot run) nor metrics.jsonl (pre-training run)"
+        )
+    notes: list[str] = []
+    rows: dict[str, Row] = {}
+    if results.exists():
+        for number, row in enumerate(read_lines(results, notes), start=1):
+            _checked(row, at(results, number))
+            rows[str(row["cell"])] = {**row, "run": str(folder)}
+    config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    libraries: dict[str, str] = {}
+    if (folder / "manifest.json").exists():
+        manifest = read_json(folder / "manifest.json")
+        libraries = manifest.get("libraries", {}) if isinstance(manifest, dict) else {}
+    lines = read_lines(metrics, notes) if metrics.exists() else []
+    return Run(folder, list(rows.values()), config, libraries, lines, notes)
+
+
+def read_curves(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Learning curves of the given rows: cell -> rows of `curves/CELL.jsonl`; cells without a file are absent."""
+    curves = {}
+    for row in rows:
+        path = Path(row["run"]) / "curves" / f"{row['cell']}.jsonl"
+        if path.exists():
+            curves[str(row["cell"])] = read_lines(path)
+    return curves
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _difference(name: str, one: Any, two: Any) -> tuple[str, Any, Any] | None:
+    """The first key in which two values differ, dotted below `name`; None when they are equal."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        for key in sorted({*one, *two}):
+            found = _difference(f"{name}.{key}", one.get(key), two.get(key))
+            if found:
+                return found
+        return None
+    return None if one == two else (name, one, two)
+
+
+def _refuse(name: str, first: Row, second: Row, what: str) -> None:
+    found = _difference(name, first.get(name), second.get(name))
+    if found:
+        place, one, two = found
+        raise UserError(
+            f'{first.get("run", "the run")} and {second.get("run", "the run")} differ in "{place}"{what}: '
+            f"{_shown(one)} and {_shown(two)}; one table holds one protocol, report them apart"
+        )
+
+
+def check_protocol(rows: Sequence[Row]) -> None:
+    """Refuse rows that were not made under one protocol on the same data.
+
+    The protocol is the same for all rows; a task's version, data and number of test examples for all rows of the task;
+    the verbalizer and the pattern for all rows of a task and method.
+
+    Raises:
+        UserError: naming the field, both values and both runs.
+    """
+    first_of: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        task, method = str(row["task"]), str(row["method"])
+        first = first_of.setdefault((), row)
+        _refuse("protocol", first, row, "")
+        for name in ("task_version", "data_fingerprint"):
+            _refuse(name, first_of.setdefault((task,), row), row, f" (task {task})")
+        if row.get("chosen"):
+            _refuse("n_test", first_of.setdefault((task, "test"), row), row, f" (task {task})")
+        for name in ("verbalizer", "hard_prompt"):
+            _refuse(
+                name, first_of.setdefault((task, method, ""), row), row, f" (task {task}, method {method})"
+            )
+
+
+def merge_rows(runs: Sequence[Run]) -> list[Row]:
+    """All rows of all runs; a cell that two runs hold counts once, the earlier run's."""
+    merged: dict[str, Row] = {}
+    for run in runs:
+        for row in run.rows:
+            merged.setdefault(str(row["cell"]), row)
+    return list(merged.values())

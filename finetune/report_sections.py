@@ -1,0 +1,281 @@
+"""What stands in a report, section by section."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from corpora.common.files import library_versions
+from finetune import report_plots as plots
+from finetune.report_blocks import Code, Notes, Section, Text
+from finetune.report_read import Row, Run, read_curves
+from finetune.report_tables import (
+    Entry,
+    Line,
+    Places,
+    Rates,
+    Table,
+    main_table,
+    rates_tables,
+    seeds_table,
+)
+from finetune.report_words import load_vocabulary, prompt_words
+
+LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "datasets", "sentencepiece", "numpy", "matplotlib")
+
+
+def opening(
+    runs: list[Run],
+    rows: list[Row],
+    shots: dict[str, int],
+    seeds: list[int],
+    notes: Sequence[str],
+    warnings: list[str],
+    seconds: dict[str, float] | None,
+) -> Section:
+    blocks: list[Any] = []
+    if rows:
+        counts = sorted(set(shots.values()))
+        dev = sorted({int(row["n_dev"]) for row in rows if row.get("n_dev")})
+        examples = " or ".join(map(str, counts)) + " training examples"
+        blocks.append(
+            Text(
+                f"{len(shots)} tasks, {len({row['method'] for row in rows})} methods, {len(seeds)} seeds; {examples} a task"
+                + (
+                    f" and {' or '.join(map(str, dev))} to choose the step and the learning rate by"
+                    if dev
+                    else ""
+                )
+                + ". Test examples are scored once, at the step that the development examples chose."
+            )
+        )
+    blocks.append(Notes((*notes, f"Made from {', '.join(f'`{run.folder}`' for run in runs)}.")))
+    if warnings:
+        blocks.append(Notes(tuple(warnings), warning=True))
+    if seconds:
+        body = tuple((Entry(stage), Entry(f"{time:.0f}")) for stage, time in seconds.items())
+        total = (Entry("total"), Entry(f"{sum(seconds.values()):.0f}", strong=True))
+        blocks.append(Table(("stage", "seconds"), (*body, total)))
+    return Section("What was run", tuple(blocks))
+
+
+def results(
+    runs: list[Run],
+    rows: list[Row],
+    places: Places,
+    shots: dict[str, int],
+    rates: dict[tuple[Line, str, int], Rates],
+    seeds: list[int],
+    table: Table,
+) -> tuple[list[plots.Picture], list[Section]]:
+    """The pictures and sections that come from results.jsonl."""
+    if not places:
+        return [], [Section("Results", (Text("No cell has been scored on its test examples yet."),))]
+    bars = plots.bars(places, shots, _chance(rows))
+    pictures = [bars]
+    explained = (
+        "Test accuracy in percent: mean ± sample deviation (ddof 1) over seeds; the best mean of each task is bold. "
+        "The average is over all tasks, of the means and of the deviations."
+    )
+    if any(stat.of("test_f1") for stat in places.values()):
+        explained += " F1 is macro F1; averages hold accuracy only."
+    if any(stat.filled_from for stat in places.values()):
+        explained += " † another row's run fills this place, because both would be the same run."
+    sections = [Section("Test accuracy", (Text(explained), table, bars))]
+    efficiency = plots.efficiency(places)
+    if efficiency:
+        pictures.append(efficiency)
+        sections.append(Section("Sample efficiency", (efficiency,)))
+    curves = read_curves(row for stat in places.values() for row in stat.rows.values())
+    drawn = [
+        plots.curves(places, shots, curves, field, label)
+        for field, label in (
+            ("dev", "dev accuracy, %"),
+            ("dev_loss", "dev loss"),
+            ("train_loss", "training loss"),
+        )
+    ]
+    shown = [picture for picture in drawn if picture]
+    if shown:
+        pictures += shown
+        sections.append(Section("Training curves", tuple(shown)))
+    sections += _rates(rates, shots)
+    if any(stat.of("test_vocabulary") for stat in places.values()):
+        sections.append(
+            Section(
+                "Accuracy over the whole vocabulary",
+                (
+                    Text(
+                        "The same predictions counted right only where the label's words beat every other token, not just the other labels."
+                    ),
+                    main_table(places, shots, len(seeds), "test_vocabulary"),
+                ),
+                folded=True,
+            )
+        )
+    sections.append(Section("All seeds", (seeds_table(places, seeds),), folded=True))
+    return pictures, sections
+
+
+def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> list[Section]:
+    chosen, dev = rates_tables(rates, shots)
+    text = (
+        "Rates of prompts are in units of the embedding table's RMS, those of FT are plain; "
+        "×n: n seeds chose the rate by their development examples."
+    )
+    if any(found.end for found in rates.values()):
+        text += " ‡ the rate with the best mean lies at an end of the grid."
+    sections = [Section("Chosen learning rates", (Text(text), chosen))]
+    if dev.body:
+        text = "Mean development accuracy in percent of every rate tried, over seeds; the best of a method and task is bold."
+        sections.append(
+            Section("Development accuracy of every learning rate", (Text(text), dev), folded=True)
+        )
+    return sections
+
+
+def _chance(rows: list[Row]) -> dict[str, float]:
+    """Task -> accuracy of guessing uniformly, where the rows list their labels."""
+    return {
+        str(row["task"]): 1 / len(row["verbalizer"])
+        for row in rows
+        if isinstance(row.get("verbalizer"), list)
+    }
+
+
+def warnings_of(
+    places: Places, shots: dict[str, int], rates: dict[tuple[Line, str, int], Rates], seeds: list[int]
+) -> list[str]:
+    warnings = []
+    lines = sorted({line for line, _, _ in places})
+    for line in lines:
+        absent = [task for task in shots if (line, task, shots[task]) not in places]
+        short = [
+            task
+            for task in shots
+            if (line, task, shots[task]) in places
+            and len(places[line, task, shots[task]].scores) < len(seeds)
+        ]
+        if absent:
+            warnings.append(f"{line.label} has no result on {', '.join(absent)}")
+        if short:
+            warnings.append(
+                f"{line.label} lacks seeds on {', '.join(short)}: its mean is over fewer than {len(seeds)}"
+            )
+    ends: dict[tuple[Line, str, float], list[str]] = {}
+    for (line, task, n), found in sorted(rates.items()):
+        if found.end and shots[task] == n:
+            ends.setdefault((line, found.end, found.best), []).append(task)
+    if ends:
+        where = [
+            f"{line.label} on {', '.join(tasks)} ({end}, {rate:g})"
+            for (line, end, rate), tasks in ends.items()
+        ]
+        warnings.append(
+            f"the best learning rate lies at an end of its grid, so a wider grid may do better: {'; '.join(where)}"
+        )
+    return warnings
+
+
+def words(
+    runs: list[Run], places: Places, shots: dict[str, int], backbone: Path | str | None
+) -> list[Section]:
+    """The words nearest to the pre-trained prompts and to the tuned ones of the first seed."""
+    prompts: dict[str, dict[str, Path]] = {}  # backbone folder -> title -> prompt folder
+    for run in runs:
+        own, adapted = backbone or run.config.get("backbone"), run.config.get("lm_backbone")
+        source = run.config.get("prompts")
+        if own and isinstance(source, str) and Path(source).is_dir():
+            for folder in sorted(Path(source).iterdir()):
+                prompts.setdefault(str(own), {})[f"pre-trained, {folder.name}"] = folder
+        for line, task, n in sorted(places):
+            stat = places[line, task, n]
+            seed, row = min(stat.rows.items())
+            if row["run"] != str(run.folder) or stat.filled_from or n != shots[task]:
+                continue
+            table = adapted if line.method == "lm_adaption" else own
+            if table:
+                title = f"{line.label}, {task} (seed {seed})"
+                prompts.setdefault(str(table), {})[title] = run.folder / "prompts" / str(row["cell"])
+    body = []
+    for table, folders in prompts.items():
+        vocabulary = load_vocabulary(table)
+        for title, words in (prompt_words(folders, vocabulary) if vocabulary else {}).items():
+            listed = " · ".join(f"{word.replace('▁', ' ').strip()} {cosine:.2f}" for word, cosine in words)
+            body.append((Entry(title), Entry(listed)))
+    if not body:
+        return []
+    text = (
+        "For each prompt the vocabulary words that any of its rows comes nearest to, with their cosine. Sentinels and control "
+        "pieces are left out. Vanilla PT shows what a prompt that began at random looks like."
+    )
+    return [
+        Section(
+            "Words nearest to each prompt",
+            (Text(text), Table(("prompt", "nearest words"), tuple(body), words=True)),
+        )
+    ]
+
+
+def command(row: Row, run: Run) -> str:
+    """The command that makes a row's line, task and number of examples again, all seeds and rates."""
+    config = run.folder / "config.yaml"
+    named = [str(task) for task in run.config.get("tasks") or []]
+    task = next(
+        (name for name in named if name == row["task"] or Path(name).stem == row["task"]), str(row["task"])
+    )
+    words = [
+        "ppt",
+        "fewshot",
+        str(config) if run.config else "CONFIG",
+        f"tasks=[{task}]",
+        f"methods=[{row['method']}]",
+    ]
+    if isinstance(run.config.get("shots"), list):
+        words.append(f"shots=[{row['shots']}]")
+    return shlex.join([*words, "out=runs/again"])
+
+
+def closing(runs: list[Run], places: Places, shots: dict[str, int]) -> list[Section]:
+    by_folder = {str(run.folder): run for run in runs}
+    sections = []
+    if places:
+        commands: dict[str, None] = {}
+        for line, task, n in sorted(places, key=lambda place: (place[1], place[2], place[0])):
+            row = next(iter(places[line, task, n].rows.values()))
+            commands[command(row, by_folder[row["run"]])] = None
+        sections.append(
+            Section(
+                "Commands that make each number again",
+                (
+                    Text(
+                        "One line for each method and task; `'seeds=[0]'` behind it makes a single seed. The same seed draws the same examples."
+                    ),
+                    Code("\n".join(commands), "text"),
+                ),
+                folded=True,
+            )
+        )
+    for run in runs:
+        blocks: list[Any] = []
+        if run.config:
+            blocks.append(Code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True), "yaml"))
+        if run.libraries:
+            blocks.append(
+                Text(
+                    "Made with "
+                    + ", ".join(f"{name} {version}" for name, version in run.libraries.items())
+                    + "."
+                )
+            )
+        if blocks:
+            sections.append(Section(f"Settings of {run.folder}", tuple(blocks), folded=True))
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions(*LIBRARIES).items())
+    sections.append(
+        Section("Library versions", (Text(f"This report was made with {versions}."),), folded=True)
+    )
+    return sections
