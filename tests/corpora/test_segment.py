@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpora.segment import detect_language, units
+
+
+def test_paragraphs_are_the_lines_that_hold_text() -> None:
+    assert units("one\n\n  two \r\nthree\r \t\n", "paragraphs") == ["one", "two", "three"]
+
+
+def test_english_sentences_are_cut_at_ends_but_not_at_abbreviations() -> None:
+    text = 'Mr. Smith paid $3.5 m. at 5 p.m. on Monday. "Yes," she said. What?! Next one\nNo end here'
+    assert units(text, "sentences") == [
+        "Mr. Smith paid $3.5 m. at 5 p.m. on Monday.",
+        '"Yes," she said.',
+        "What?!",
+        "Next one",
+        "No end here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("她取得金牌。这是第一次。", ["她取得金牌。", "这是第一次。"]),
+        ("他说：“你好。我很好！”然后走了。", ["他说：“你好。", "我很好！”", "然后走了。"]),
+        ("《這是什么？》，拉開了序幕。後來", ["《這是什么？》，拉開了序幕。", "後來"]),
+        ("「志士也，勿奪其節。」", ["「志士也，勿奪其節。」"]),
+        ("真的吗？！是的。", ["真的吗？！", "是的。"]),
+        ("總分178.64分，第二。", ["總分178.64分，第二。"]),
+    ],
+)
+def test_chinese_sentences_keep_their_closing_marks(text: str, expected: list[str]) -> None:
+    assert units(text, "sentences", "zh") == expected
+    assert units(text, "sentences", "auto") == expected
+
+
+def test_the_language_is_told_by_the_share_of_cjk_characters() -> None:
+    assert detect_language("plain words") == "en"
+    assert detect_language("naïve café") == "en"
+    assert detect_language("The character 龍 means dragon.") == "en"
+    assert detect_language("本田真凜 (Honda Marin) 是一位選手") == "zh"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet=st.sampled_from("ab AB.!?\n\r\"')”」。！？，：（）1 　"), max_size=60))
+def test_no_character_but_space_is_lost(text: str) -> None:
+    for unit in ("paragraphs", "sentences"):
+        found = units(text, unit)  # type: ignore[arg-type]
+        assert "".join("".join(found).split()) == "".join(text.split())
+        assert all(part == part.strip() and part for part in found)
