@@ -66,8 +66,9 @@ class Muon:
             update = orthogonalise(grads.lerp_(buffer, self.momentum)).to(params[0].dtype)
             rows, columns = params[0].shape
             rate = learning_rate * math.sqrt(max(1.0, rows / columns))
-            torch._foreach_mul_(params, 1 - learning_rate * self.weight_decay)
-            torch._foreach_add_(params, list(update.unbind(0)), alpha=-rate)
+            tensors: list[Tensor] = list(params)
+            torch._foreach_mul_(tensors, 1 - learning_rate * self.weight_decay)
+            torch._foreach_add_(tensors, list(update.unbind(0)), alpha=-rate)
 
     def state(self) -> dict[str, Tensor]:
         """Momentum buffers by name."""
@@ -106,7 +107,7 @@ class RelativeAdam:
         for group, (params, rate, relative, _) in zip(self.adam.param_groups, self.sets, strict=True):
             size = 1.0
             if relative:
-                squares = sum(float(norm) ** 2 for norm in torch._foreach_norm(params))
+                squares = sum(float(norm) ** 2 for norm in torch._foreach_norm([*params]))
                 size = max(math.sqrt(squares / sum(p.numel() for p in params)), 1e-3)
             group["lr"] = rate * size * scale
         self.adam.step()
@@ -163,7 +164,9 @@ class Adafactor:
             kind, number, key = name.split(".", 2)
             if kind == "adafactor":
                 param = self.params[int(number)]
-                self.inner.state[param][key] = value.clone() if key == "step" else value.clone().to(param.device)
+                self.inner.state[param][key] = (
+                    value.clone() if key == "step" else value.clone().to(param.device)
+                )
 
 
 class BackboneOptimizer:

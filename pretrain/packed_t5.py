@@ -9,6 +9,7 @@ Shapes besides docs/notation.md: N encoder tokens of a batch, M decoder tokens o
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ def make_layout(
     cuts = np.searchsorted(ends, np.arange(1, count) * ends[-1] / count, side="left") + 1
     bounds = np.unique(np.concatenate([[0], cuts, [len(lengths_B)]]))
     groups, at, target_at = [], 0, 0
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in itertools.pairwise(bounds.tolist()):
         encoder = make_side(lengths_B[low:high], at, device)
         decoder = make_side(target_lengths_B[low:high], target_at, device)
         groups.append((encoder, decoder))

@@ -1,0 +1,162 @@
+"""A trained backbone on disk, and the checkpoints of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from corpora.common.errors import UserError, nearest
+from corpora.common.files import atomic_folder, read_json, write_json
+from corpora.common.rng import derived_seed
+from pretrain.training_data import MixtureState
+
+FAMILIES: dict[str, Any] = {"t5": T5ForConditionalGeneration, "mt5": MT5ForConditionalGeneration}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STRUCTURE = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+
+
+def new_model(shape: dict[str, Any], vocab_size: int, seed: int) -> Any:
+    """A random T5-shaped model, the same for the same seed.
+
+    Args:
+        shape: fields of `T5Config`; `tie_word_embeddings: false` gives it a head of its own, as T5 1.1 has.
+        vocab_size: ids, unless `shape` asks for more.
+        seed: of the weights.
+
+    Raises:
+        UserError: a field that T5 has not, or fewer ids than the tokenizer needs.
+    """
+    known = {*STRUCTURE, *T5Config().to_dict(), "feed_forward_proj", "tie_word_embeddings"}
+    for name in shape:
+        if name not in known:
+            raise UserError(f'shape: unknown key "{name}"{nearest(name, known)}')
+    fields = {"vocab_size": vocab_size, "decoder_start_token_id": 0, "pad_token_id": 0, **shape}
+    if fields["vocab_size"] < vocab_size:
+        raise UserError(
+            f"shape: vocab_size is {fields['vocab_size']}, the tokenizer needs {vocab_size}; leave it out or raise it"
+        )
+    config = T5Config(**fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights") % 2**63)
+        model = T5ForConditionalGeneration(config)
+        if shape.get("tie_word_embeddings") is False:
+            # T5Config forces a tied head, so it is untied by hand; its outputs are not scaled, so its weights are small.
+            weight = torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5
+            model.lm_head.weight = torch.nn.Parameter(weight)
+    return model.float()
+
+
+def load_model(folder: str) -> Any:
+    """Load a T5 or mT5 in float32 for training.
+
+    Raises:
+        UserError: nothing to load there, or another family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
+    if config.model_type not in FAMILIES:
+        raise UserError(f"{folder} holds a {config.model_type} model; expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[config.model_type].from_pretrained(folder, dtype=torch.float32)
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the head is the embedding itself."""
+    return bool(model.lm_head.weight is model.shared.weight)
+
+
+def save_model(model: Any, folder: Path, dtype: str) -> None:
+    """Write `config.json` and `model.safetensors` so that transformers loads the same function.
+
+    Args:
+        model: the model.
+        folder: exists.
+        dtype: `float32` or `bfloat16`, of the weights on disk.
+    """
+    aliases = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    if is_tied(model):
+        aliases.add("lm_head.weight")
+    tensors = {
+        name: tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in aliases
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    fields = json.loads(model.config.to_json_string(use_diff=False))
+    fields.pop("transformers_version", None)
+    fields["architectures"] = [type(model).__name__]
+    fields["tie_word_embeddings"] = is_tied(model)  # what T5Config reads its output scaling from
+    fields["dtype"] = dtype
+    write_json(folder / "config.json", fields)
+
+
+def checkpoint_folders(out: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    found = (out / "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.is_dir() and path.name[5:].isdigit())
+
+
+def save_checkpoint(
+    out: Path,
+    model: Any,
+    optimizer_tensors: dict[str, Tensor],
+    state: MixtureState,
+    sums: list[float],
+    settings_hash: str,
+    keep: int = 2,
+) -> None:
+    """Write everything that the next step depends on; older checkpoints but the last `keep` go.
+
+    Args:
+        out: the run's folder.
+        model: weights are kept in float32; the folder loads with `from_pretrained`.
+        optimizer_tensors: `BackboneOptimizer.state()`.
+        state: of the mixture; its step is the number of updates done.
+        sums: running sums of the metrics not logged yet.
+        settings_hash: of the settings and data, to refuse a resume under others.
+        keep: checkpoints left standing.
+    """
+    folder = out / "checkpoints" / f"step-{state.step:08d}"
+    with atomic_folder(folder, replace=True) as partial:
+        save_model(model, partial, "float32")
+        save_file(
+            {k: v.cpu().contiguous() for k, v in optimizer_tensors.items()}, partial / "optimizer.safetensors"
+        )
+        write_json(
+            partial / "state.json", {"mixture": asdict(state), "sums": sums, "settings": settings_hash}
+        )
+    for old in checkpoint_folders(out)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path, model: Any, settings_hash: str
+) -> tuple[dict[str, Tensor], MixtureState, list[float]]:
+    """Put a checkpoint's weights into `model`.
+
+    Returns:
+        (optimiser tensors, mixture state, running sums).
+
+    Raises:
+        UserError: the checkpoint was made under other settings or from other data.
+    """
+    found = read_json(folder / "state.json")
+    if found["settings"] != settings_hash:
+        raise UserError(
+            f"{folder} was made with other settings or data; remove {folder.parent} or choose another out folder"
+        )
+    tensors = load_file(folder / "model.safetensors")
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return load_file(folder / "optimizer.safetensors"), MixtureState(**found["mixture"]), found["sums"]
