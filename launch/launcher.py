@@ -1,0 +1,210 @@
+"""Starts the `deepspeed` launcher as a child, passes signals on and its exit code back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from corpora.common.errors import MachineError, Stopped, UserError, nearest
+from corpora.common.progress import say
+from corpora.common.settings import load_settings
+from pretrain.settings import PretrainSettings, check_inputs
+
+LAUNCH = Path(__file__).parent
+PRESETS = LAUNCH / "presets"
+
+
+def config_path(config: str | Path) -> Path:
+    """A settings file by its path or, for those in `launch/presets`, by its name.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(config)
+    if path.exists() or path.suffix:
+        return path  # reading it reports what is missing
+    preset = PRESETS / f"{path}.yaml"
+    if path.parent == Path(".") and preset.exists():
+        return preset
+    names = [found.stem for found in PRESETS.glob("*.yaml")]
+    raise UserError(f"{config} is neither a file nor a preset{nearest(str(config), names)}")
+
+
+def zero_config_path(stage: int) -> Path:
+    """The DeepSpeed JSON of a ZeRO stage."""
+    return LAUNCH / "zero" / f"zero{stage}.json"
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Part settings from flags of the launcher.
+
+    Args:
+        arguments: `key=value` settings and flags such as `--hostfile hosts` or `--num_gpus=2`, in any order.
+
+    Returns:
+        The settings and the flags, each in the order given.
+    """
+    overrides: list[str] = []
+    flags: list[str] = []
+    for position, argument in enumerate(arguments):
+        after_flag = position > 0 and arguments[position - 1].startswith("-") and "=" not in arguments[position - 1]
+        if argument.startswith("-") or (after_flag and "=" not in argument):
+            flags.append(argument)
+        else:
+            overrides.append(argument)
+    return overrides, flags
+
+
+def launch_pretraining(config: str | Path, arguments: list[str]) -> int:
+    """What `ppt pretrain` does: check the settings, then start `launch/pretrain_prompts.py` under DeepSpeed.
+
+    Args:
+        config: a settings file or the name of a preset.
+        arguments: `key=value` settings and flags of the launcher.
+
+    Returns:
+        The job's exit code: 0, 1, 2, or 75 when it was stopped and can go on.
+
+    Raises:
+        UserError: the settings are wrong.
+    """
+    overrides, flags = split_arguments(arguments)
+    path = config_path(config)
+    settings = load_settings(PretrainSettings, path, overrides)
+    check_inputs(settings)
+    return start_launcher(
+        LAUNCH / "pretrain_prompts.py",
+        [str(path), *overrides],
+        processes=settings.processes,
+        cpu=settings.device == "cpu",
+        log=settings.launcher_log,
+        flags=flags,
+    )
+
+
+def launch_backbone_training(config: str | Path, overrides: list[str]) -> int:
+    """What `ppt backbone train` does: in this process, or under the launcher where there are several.
+
+    Returns:
+        The job's exit code.
+    """
+    from pretrain.backbone_settings import BackboneTrainSettings
+
+    path = config_path(config)
+    settings = load_settings(BackboneTrainSettings, path, overrides)
+    if settings.processes == 1:
+        from pretrain.backbone_training import train_backbone
+
+        train_backbone(settings)
+        return 0
+    return start_launcher(
+        LAUNCH / "train_backbone.py",
+        [str(path), *overrides],
+        processes=settings.processes,
+        cpu=settings.device == "cpu",
+        log="critical",
+        flags=[],
+    )
+
+
+def start_launcher(
+    script: Path, arguments: list[str], *, processes: int | None, cpu: bool, log: str, flags: list[str]
+) -> int:
+    """Run a script under the `deepspeed` launcher and wait for it.
+
+    Args:
+        script: what every process runs.
+        arguments: the script's arguments.
+        processes: on this machine; None: one a GPU, or one where there is none.
+        cpu: leave GPUs alone.
+        log: level of the launcher's own log.
+        flags: flags for the launcher; those that choose machines or processes take the place of `processes`.
+
+    Returns:
+        The exit code of the script's first process that failed, 0 when none did, 75 after SIGTERM or SIGINT
+        when the script could not say so itself (training goes on from its last checkpoint either way).
+
+    Raises:
+        MachineError: the launcher is not installed beside this Python.
+    """
+    environment = dict(os.environ)
+    no_gpu = cpu or not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists())
+    if no_gpu:
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    chosen = {flag.partition("=")[0] for flag in flags}
+    command = [_deepspeed(), "--log_level", log]
+    if not chosen & {"--num_gpus", "--num_accelerators", "--include", "--exclude", "--hostfile", "-H", "-i", "-e"}:
+        if processes is None and no_gpu:
+            processes = 1
+        if processes is not None:
+            command += ["--num_gpus", str(processes)]
+    if not chosen & {"--master_port", "--hostfile", "-H"}:
+        command += ["--master_port", str(_free_port())]
+    if no_gpu and processes is not None and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    command += [*flags, str(script), *arguments]
+    child = subprocess.Popen(command, env=environment)
+    with _pass_signals_on(child, script) as stopped:
+        code = child.wait()
+    if stopped() and code not in (0, 1, 2, Stopped.exit_code):
+        code = Stopped.exit_code
+    if code < 0:
+        say(f"ppt: the launcher was ended by signal {-code}; the same command goes on from the last checkpoint")
+        return 1
+    return code
+
+
+def _deepspeed() -> str:
+    path = Path(sys.executable).parent / "deepspeed"
+    if not path.exists():
+        raise MachineError(f"the deepspeed launcher is not beside {sys.executable}; install the package deepspeed")
+    return str(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _pass_signals_on(child: subprocess.Popen[bytes], script: Path) -> Iterator[Callable[[], bool]]:
+    """Send SIGTERM and SIGINT to the training processes themselves.
+
+    The launcher would die of the first and leave them running, and would answer 1 where they say 75.
+
+    Yields:
+        A function that says whether a signal came.
+    """
+    import psutil
+
+    received: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        workers = []
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(child.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    command = process.cmdline()
+                    if str(script) in command and "deepspeed.launcher.launch" not in command:
+                        workers.append(process)
+        for process in workers:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGTERM)
+        if not workers:  # nothing is training yet
+            child.terminate()
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

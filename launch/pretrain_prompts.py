@@ -1,0 +1,82 @@
+"""What the DeepSpeed launcher starts, once a process: `deepspeed launch/pretrain_prompts.py CONFIG [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+# A signal may come before the heavy imports are done.
+_stop_asked: list[int] = []
+
+
+def _ask_to_stop(number: int, frame: FrameType | None) -> None:
+    _stop_asked.append(number)
+
+
+def main() -> int:
+    """Run this process's share of the job.
+
+    Returns:
+        0 when the run is finished, else the exit code of what ended it; the reason is printed once.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ask_to_stop)
+    parser = argparse.ArgumentParser(description="Pre-train prompt groups; started by the deepspeed launcher.")
+    parser.add_argument("config", help="a YAML file of settings, or the name of a preset")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    arguments = parser.parse_args()
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from corpora.common.errors import PPTError
+
+    try:
+        from corpora.common.settings import load_settings
+        from launch.launcher import config_path, zero_config_path
+        from pretrain.settings import PretrainSettings, check_inputs, read_deepspeed_config
+
+        settings = load_settings(PretrainSettings, config_path(arguments.config), arguments.overrides)
+        check_inputs(settings)
+        json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage)
+        deepspeed_config = read_deepspeed_config(json_path)
+
+        from pretrain.distributed import end_processes
+        from pretrain.engine import pretrain
+
+        try:
+            pretrain(settings, deepspeed_config, should_stop=lambda: bool(_stop_asked))
+        finally:
+            end_processes()
+    except PPTError as error:
+        _report(str(error))
+        return error.exit_code
+    return 0
+
+
+def _report(reason: str) -> None:
+    """Print a reason once for the job.
+
+    The launcher ends all processes when the first one fails. Those after the first keep silent and wait to be
+    ended, so that the first has time to speak; one that is still alive then met a fault of its own.
+    """
+    from corpora.common.progress import console
+
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        console().print(f"ppt: {reason}", markup=False)
+        return
+    waited = time.monotonic()
+    while time.monotonic() - waited < 10 and not _stop_asked:
+        time.sleep(0.1)
+    if not _stop_asked:
+        console().print(f"ppt: process {rank}: {reason}", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

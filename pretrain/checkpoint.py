@@ -1,0 +1,177 @@
+"""What a killed run needs to go on bit for bit: prompts, optimiser state, position; nothing of the backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from corpora.common.errors import UserError
+from corpora.common.files import (
+    PARTIAL,
+    atomic_folder,
+    machine_errors,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from corpora.common.settings import read_yaml, save_settings
+from pretrain.settings import FREE_KEYS, PretrainSettings
+
+KEEP = 2  # checkpoints kept; each holds the best prompts so far as well
+STEP_DIGITS = 8
+
+
+@dataclass
+class Checkpoint:
+    """A point to go on from.
+
+    Attributes:
+        step: updates made.
+        tensors: prompts, the best prompts so far and AdamW's moments, float32, by name.
+        state: everything else, as JSON keeps it: best losses, patience, sums not yet logged, fingerprints,
+            and `metrics_bytes`, how long metrics.jsonl was.
+    """
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+
+def checkpoints_folder(out: Path) -> Path:
+    """Where a run keeps its checkpoints."""
+    return out / "checkpoints"
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` updates."""
+    return checkpoints_folder(out) / f"step_{step:0{STEP_DIGITS}d}"
+
+
+def saved_steps(out: Path) -> list[int]:
+    """Steps of the whole checkpoints in a run's folder, ascending; half-written ones do not count."""
+    folder = checkpoints_folder(out)
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL)]
+    return sorted(int(name.removeprefix("step_")) for name in names if name.startswith("step_"))
+
+
+def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint whole or not at all, then drop all but the last two.
+
+    Raises:
+        MachineError: the disk is full or the place cannot be written.
+    """
+    path = checkpoint_path(out, checkpoint.step)
+    with atomic_folder(path, replace=True) as folder:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        save_file(contiguous, folder / "state.safetensors")
+        write_json(folder / "state.json", checkpoint.state)
+        write_manifest(folder, "pretraining_checkpoint", {"step": checkpoint.step})
+    for step in saved_steps(out)[:-KEEP]:
+        shutil.rmtree(checkpoint_path(out, step))
+    return path
+
+
+def load_checkpoint(out: Path) -> Checkpoint | None:
+    """The last whole checkpoint of a run, or None when there is none yet."""
+    steps = saved_steps(out)
+    if not steps:
+        return None
+    folder = checkpoint_path(out, steps[-1])
+    read_manifest(folder, "pretraining_checkpoint")
+    return Checkpoint(
+        steps[-1], load_file(folder / "state.safetensors"), read_json(folder / "state.json")
+    )
+
+
+def check_same_run(out: Path, settings: PretrainSettings) -> None:
+    """Refuse to go on in `out` with other settings than it was begun with.
+
+    Raises:
+        UserError: a key differs, naming it and both values.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        return
+    before = read_yaml(path)
+    now = settings.model_dump(mode="json")
+    for key in sorted(set(before) | set(now)):
+        if key not in FREE_KEYS and before.get(key) != now.get(key):
+            raise UserError(
+                f'{out} was begun with "{key}" {json.dumps(before.get(key))}, now it is '
+                f"{json.dumps(now.get(key))}; go on with the first or choose another out"
+            )
+
+
+def save_config(out: Path, settings: PretrainSettings) -> None:
+    """Write the resolved settings into the run's folder."""
+    save_settings(out / "config.yaml", settings)
+
+
+@contextlib.contextmanager
+def run_lock(out: Path) -> Iterator[None]:
+    """Hold the run's folder: a second job in it would overwrite the first one's checkpoints.
+
+    Raises:
+        UserError: another living process holds it (the system frees the lock when that process dies).
+    """
+    with machine_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another job is running in {out}; wait for it, stop it or choose another out") from error
+        yield
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON row a line, cut back to the checkpoint when a run goes on.
+
+    Args:
+        out: the run's folder.
+        keep_bytes: length that the checkpoint remembers; what a killed run wrote after it is written again.
+    """
+
+    def __init__(self, out: Path, keep_bytes: int) -> None:
+        self.path = out / "metrics.jsonl"
+        with machine_errors(self.path):
+            self.path.touch()
+            size = self.path.stat().st_size
+            if size < keep_bytes:
+                raise UserError(
+                    f"{self.path} has {size} bytes, its checkpoint counted {keep_bytes}; it was changed by hand: "
+                    "choose another out"
+                )
+            os.truncate(self.path, keep_bytes)
+            self._file: IO[str] = open(self.path, "a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        with machine_errors(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def sync(self) -> int:
+        """Put all rows on disk and say how many bytes they are; a checkpoint remembers it."""
+        with machine_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

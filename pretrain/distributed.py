@@ -1,0 +1,151 @@
+"""The processes of a job, through DeepSpeed: who am I, on which device, sums over all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from corpora.common.errors import MachineError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the job.
+
+    Attributes:
+        rank: number of this process, from 0; rank 0 speaks and writes.
+        world: how many there are.
+        device: where this process computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that speaks and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add `tensor` up over all processes, in place; every process gets the same bits.
+
+        Raises:
+            MachineError: another process is gone.
+        """
+        if self.world > 1:
+            import deepspeed.comm
+
+            with _lost_process():
+                deepspeed.comm.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, in the order of ranks, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        with _lost_process():
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            import deepspeed.comm
+
+            with _lost_process():
+                deepspeed.comm.barrier()
+
+
+@contextlib.contextmanager
+def _lost_process() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise MachineError(
+            f"lost another process of the job ({str(error).splitlines()[0][:120]}); "
+            "start the same command again to go on from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep DeepSpeed's prints and its advice for its own developers away from people's screens."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def import_deepspeed(device: str) -> Any:
+    """Import DeepSpeed for `device`, its log below errors switched off.
+
+    Args:
+        device: `cpu`, or `auto` for what the machine has. DeepSpeed settles this once in a process.
+    """
+    if device == "cpu" or not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with quiet():
+        import deepspeed
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed compiles a shared-memory all-reduce for inference when a job on a CPU starts (half a minute of
+    # g++ the first time); nothing here calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Deprecated in torch, called by DeepSpeed's ZeRO 3 at every gather.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    return deepspeed
+
+
+def start_processes(device: str) -> Processes:
+    """Join the processes that the launcher started, or be the only one.
+
+    Args:
+        device: `cpu`, or `auto` for what the machine has.
+    """
+    deepspeed = import_deepspeed(device)
+    accelerator = deepspeed.get_accelerator()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    on_cpu = accelerator.device_name() == "cpu"
+    if not on_cpu:
+        accelerator.set_device(local_rank)
+    where = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
+    if not deepspeed.comm.is_initialized():
+        with quiet():
+            if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+                deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+            else:
+                _start_alone(deepspeed)
+    return Processes(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where)
+
+
+def _start_alone(deepspeed: Any) -> None:
+    """A group of one process needs no port: it meets itself in a file."""
+    meeting = Path(tempfile.mkdtemp(prefix="ppt-")) / "meeting"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for it
+    try:
+        deepspeed.init_distributed(
+            auto_mpi_discovery=False, verbose=False, init_method=f"file://{meeting}", rank=0, world_size=1
+        )
+    finally:
+        with contextlib.suppress(OSError):
+            meeting.unlink()
+            meeting.parent.rmdir()
+
+
+def end_processes() -> None:
+    """Leave the group: without it a process may abort while it exits."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        import deepspeed.comm
+
+        with contextlib.suppress(Exception):
+            deepspeed.comm.destroy_process_group()

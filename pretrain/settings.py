@@ -1,0 +1,152 @@
+"""Settings of a pre-training run, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from corpora.common.errors import UserError
+from corpora.common.files import read_json
+from corpora.common.settings import Settings
+
+FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
+ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
+
+# Keys that may differ when a run goes on in the folder of an earlier start: where it lies and on how many
+# processes it runs. Every other key decides what the run computes.
+FREE_KEYS = frozenset({"out", "processes", "launcher_log"})
+
+
+class PretrainSettings(Settings):
+    """A pre-training run: which prompt groups, on what, for how long.
+
+    Rates are in units of the embedding table's RMS, so that one setting serves every backbone:
+    AdamW, its clip, its decay and its epsilon all see prompt / RMS.
+    """
+
+    out: Path  # the run's folder
+    corpora: Path  # folder of a build (`ppt corpora build`)
+    backbone: str  # folder or hub name of a T5-shaped model
+    formats: list[FormatName] = Field(default_factory=lambda: list(ALL_FORMATS))  # prompt groups of this job
+
+    prompt_len: int = Field(100, ge=1, le=1000)  # prompt tokens
+    init: str = "normal"  # normal, vocabulary or label_words
+    seed: int = Field(0, ge=0)
+
+    steps: int = Field(2000, ge=1)  # optimiser steps
+    batch_size: int = Field(64, ge=1)  # examples of each prompt group a step, all processes together
+    batch_tokens: int = Field(16384, ge=1)  # encoder tokens, prompt included, of a micro-batch on one device
+    count: Literal["label", "all"] = "label"  # target positions in the loss; all: the released code's way
+
+    learning_rate: float = Field(0.3, gt=0)  # x embedding RMS
+    schedule: Literal["rsqrt", "constant", "linear"] = "rsqrt"  # rsqrt: learning_rate / sqrt(step)
+    weight_decay: float = Field(1e-3, ge=0)  # decoupled: a step shrinks the prompt by learning rate x this
+    clip: float = Field(1.0, gt=0)  # largest norm of one prompt's gradient, taken by prompt / embedding RMS
+    eps: float = Field(1e-8, gt=0)  # of AdamW, beside that gradient
+
+    eval_every: int = Field(100, ge=1)  # optimiser steps
+    eval_examples: int | None = Field(500, ge=1)  # held-out examples a group; null: all of them
+    patience: int = Field(0, ge=0)  # evaluations without a lower held-out loss before a group stops; 0: never
+    export_step: int | None = Field(None, ge=0)  # save the prompt of this step; null: lowest held-out loss
+    save_every: int = Field(100, ge=1)  # optimiser steps
+    log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
+
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    device: Literal["auto", "cpu"] = "auto"
+    zero_stage: Literal[0, 1, 2, 3] = 0  # 3 shards the backbone; see docs/pretraining.md for 1 and 2
+    deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
+    processes: int | None = Field(None, ge=1)  # on this machine; null: one a GPU, or one on a CPU
+    launcher_log: Literal["critical", "error", "warning", "info", "debug"] = "critical"  # DeepSpeed's own log
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate_trains(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
+            raise ValueError("a learning rate of zero trains nothing; expected a positive number, such as 0.3")
+        return value
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_once(cls, value: list[FormatName]) -> list[FormatName]:
+        if not value:
+            raise ValueError(f"expected at least one of {', '.join(ALL_FORMATS)}")
+        if len(set(value)) != len(value):
+            raise ValueError("expected each format once")
+        return value
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> PretrainSettings:
+        if self.export_step is not None and self.export_step > self.steps:
+            raise ValueError(f"export_step is {self.export_step} and steps is {self.steps}; it would never come")
+        if self.batch_tokens <= self.prompt_len:
+            raise ValueError(
+                f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "
+                "not one example would fit"
+            )
+        return self
+
+
+def learning_rate_scale(settings: PretrainSettings, step: int) -> float:
+    """What the learning rate is multiplied by at an update.
+
+    Args:
+        settings: the run's settings.
+        step: updates made before this one, from 0.
+
+    Returns:
+        rsqrt: 1 / sqrt(step + 1), the released code's schedule without its lost first update (its rate is 0
+        there); constant: 1; linear: from 1 down to 1 / steps.
+    """
+    if settings.schedule == "rsqrt":
+        return float((step + 1) ** -0.5)
+    if settings.schedule == "linear":
+        return 1.0 - step / settings.steps
+    return 1.0
+
+
+def check_inputs(settings: PretrainSettings) -> None:
+    """Refuse what can be seen to be wrong without loading anything heavy.
+
+    Raises:
+        UserError: the build, one of its formats or the local backbone is missing.
+    """
+    if not settings.corpora.is_dir():
+        raise UserError(f"corpora: {settings.corpora} does not exist; make it with `ppt corpora build`")
+    present = [name for name in ALL_FORMATS if (settings.corpora / name / "manifest.json").exists()]
+    for name in settings.formats:
+        if name not in present:
+            raise UserError(
+                f"{settings.corpora} holds no {name} corpus; it holds {', '.join(present) or 'none'}: "
+                "build it or leave it out of formats"
+            )
+    local = Path(settings.backbone)
+    looks_local = local.is_absolute() or settings.backbone.startswith(".") or settings.backbone.count("/") > 1
+    if looks_local and not local.exists():
+        raise UserError(f"backbone: {settings.backbone} does not exist")
+    if settings.deepspeed_config is not None:
+        read_deepspeed_config(settings.deepspeed_config)
+
+
+def read_deepspeed_config(path: str | Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and check that it leaves the prompts' update to us.
+
+    Raises:
+        UserError: it is missing, is no JSON object, or asks DeepSpeed to clip, cast or update.
+    """
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(config).__name__}")
+    if config.get("gradient_clipping", 1.0) != 0.0:
+        raise UserError(
+            f'{path}: "gradient_clipping" must be 0.0 (DeepSpeed would clip all prompts together, and does at 1.0 '
+            "when the key is missing); clipping is the setting clip, for each prompt"
+        )
+    for key in ("optimizer", "scheduler", "fp16", "bf16"):
+        if key in config:
+            raise UserError(
+                f'{path}: "{key}" is not DeepSpeed\'s to set here; '
+                "use dtype, learning_rate, schedule and weight_decay of the run"
+            )
+    return config
