@@ -63,6 +63,7 @@ def text_file(tmp_path_factory: pytest.TempPathFactory, pocket_docs: list[list[s
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
     """A folder with a small sentencepiece vocabulary in T5's layout, as `Tokenizer.save` writes it."""
     import sentencepiece
+
     from corpora.tokenizer import REQUIRED_PIECES, Tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -79,7 +80,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> 
         eos_id=1,
         unk_id=2,
         bos_id=-1,
-        user_defined_symbols=list(REQUIRED_PIECES),
+        required_chars="".join(REQUIRED_PIECES),
         hard_vocab_limit=False,
         num_threads=1,
         minloglevel=2,
