@@ -19,6 +19,7 @@ from finetune.report_sections import closing, command, opening, results, warning
 from finetune.report_tables import (
     Places,
     Table,
+    in_order,
     main_shots,
     main_table,
     places_of,
@@ -137,7 +138,7 @@ def _write(
     lines = io.StringIO()
     writer = csv.DictWriter(lines, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for line, task, n in sorted(places, key=lambda place: (place[1], place[2], place[0])):
+    for line, task, n in in_order(places):
         stat = places[line, task, n]
         for row in stat.rows.values():
             writer.writerow(

@@ -21,6 +21,7 @@ KEY_FIELDS = (
     "task_version",
     "data_fingerprint",
     "init",
+    "pattern",
     "hard_prompt",
     "verbalizer",
     "protocol",

@@ -19,6 +19,7 @@ from finetune.report_tables import (
     Places,
     Rates,
     Table,
+    in_order,
     main_table,
     rates_tables,
     seeds_table,
@@ -176,7 +177,7 @@ def warnings_of(
             for (line, end, rate), tasks in ends.items()
         ]
         warnings.append(
-            f"the best learning rate lies at an end of its grid, so a wider grid may do better: {'; '.join(where)}"
+            f"The best learning rate lies at an end of its grid, so a wider grid may do better: {'; '.join(where)}"
         )
     return warnings
 
@@ -245,7 +246,7 @@ def closing(runs: list[Run], places: Places, shots: dict[str, int]) -> list[Sect
     sections = []
     if places:
         commands: dict[str, None] = {}
-        for line, task, n in sorted(places, key=lambda place: (place[1], place[2], place[0])):
+        for line, task, n in in_order(places):
             row = next(iter(places[line, task, n].rows.values()))
             commands[command(row, by_folder[row["run"]])] = None
         sections.append(

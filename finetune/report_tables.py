@@ -311,10 +311,16 @@ def _average(stats: list[Stat | None]) -> Entry:
     return Entry(f"{percent(statistics.fmean(stat.mean for stat in whole))} ± {percent(std)}")
 
 
+def in_order(places: Places) -> list[tuple[Line, str, int]]:
+    """Places by task (in the order of the rows), number of examples and line."""
+    tasks = list(dict.fromkeys(task for _, task, _ in places))
+    return sorted(places, key=lambda place: (tasks.index(place[1]), place[2], place[0]))
+
+
 def seeds_table(places: Places, seeds: Sequence[int]) -> Table:
     """Every chosen row's score: line, task and number of examples by seed, in percent."""
     body = []
-    for line, task, n in sorted(places, key=lambda place: (place[1], place[2], place[0])):
+    for line, task, n in in_order(places):
         stat = places[line, task, n]
         entries = [Entry(line.label + (" †" if stat.filled_from else "")), Entry(task), Entry(str(n))]
         for seed in seeds:
