@@ -52,10 +52,11 @@ class PartMaker:
         writer = StoreWriter(tokenizer.dtype, self.keep_text)
         documents = [units(text, self.unit, self.language) for text in texts]
         ids = tokenizer.encode([unit for document in documents for unit in document])
-        start = no_tokens = no_units = 0
+        start = no_tokens = no_units = unknown = 0
         for document in documents:
             ids_of = ids[start : start + len(document)]
             start += len(document)
+            unknown += sum(int((unit_ids == tokenizer.unk_id).sum()) for unit_ids in ids_of)
             kept = [position for position, unit_ids in enumerate(ids_of) if len(unit_ids)]
             no_tokens += len(document) - len(kept)
             if kept:
@@ -63,7 +64,7 @@ class PartMaker:
             else:
                 no_units += 1
         with atomic_folder(path) as partial:
-            counts = writer.write(partial)
+            counts = writer.write(partial) | {"unknown_tokens": unknown}
             dropped = {"units without tokens": no_tokens, "documents without units": no_units}
             write_json(partial / "part.json", {"counts": counts, "dropped": dropped})
 

@@ -180,7 +180,7 @@ class StoreWriter:
         self._doc_lengths.append(len(texts))
         self._position += range(len(texts)) if positions is None else positions
         for text, unit_ids in zip(texts, ids, strict=True):
-            self._ids.append(unit_ids.astype(self.dtype))
+            self._ids.append(unit_ids)
             self._unit_lengths.append(len(unit_ids))
             self._n_chars.append(len(text))
             if self.keep_text:
@@ -201,10 +201,15 @@ class StoreWriter:
 
         Returns:
             Counts of documents, units, tokens, characters and, with text, text blocks.
+
+        Raises:
+            ValueError: an id does not fit `dtype`.
         """
         self._close_block()
         tokens = np.concatenate(self._ids) if self._ids else np.empty(0, self.dtype)
-        tokens.tofile(folder / "tokens.bin")
+        if len(tokens) and int(tokens.max()) > np.iinfo(self.dtype).max:
+            raise ValueError(f"id {tokens.max()} does not fit {self.dtype.name}")
+        tokens.astype(self.dtype, copy=False).tofile(folder / "tokens.bin")
         _offsets(self._unit_lengths).tofile(folder / "unit_offsets.bin")
         _offsets(self._doc_lengths).tofile(folder / "doc_offsets.bin")
         np.asarray(self._position, np.int32).tofile(folder / "position.bin")
