@@ -1,0 +1,129 @@
+"""Settings of `ppt fewshot`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from corpora.common.errors import UserError, nearest
+from corpora.common.settings import Settings
+from finetune.methods import METHODS
+from pretrain.prompts import INITIALISERS
+
+
+class FewshotSettings(Settings):
+    """Tasks x methods x seeds x learning rates on one frozen backbone.
+
+    The defaults are the few-shot protocol of method.md. Prompts' learning rates, weight decay and clipping are
+    in units of the backbone's embedding RMS; those of full tuning are absolute.
+    """
+
+    out: str  # the run's folder
+    backbone: str  # folder or hub name
+    lm_backbone: str | None = None  # the backbone after LM adaption, for `lm_adaption`
+    prompts: str | None = None  # folder that holds <format>/ prompts, or the pre-training run that made them
+    tasks: tuple[str, ...]  # names of shipped tasks or paths of task files
+    methods: tuple[str, ...] = tuple(METHODS)
+    data: str | dict[str, str] | None = None  # data folder, or a folder for each task; None: the hub
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    shots: int | tuple[int, ...] = 32  # training examples of tasks with up to five labels; several: a curve
+    dev_shots: int = Field(default=32, ge=1)  # examples to choose by
+    shots_per_label: int = Field(default=8, ge=1)  # for tasks with more labels; in dev as well
+    stratified: bool = False  # draw the same number of each label
+    allow_fewer: bool = False  # go on where a set has fewer examples than asked for
+    max_test: int | None = Field(default=None, ge=1)  # score a fixed sample of the test set; None: all of it
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    eval_every: int = Field(default=6, ge=1)  # optimiser steps between dev scores
+    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # x the embedding RMS
+    learning_rates_of: dict[str, tuple[float, ...]] = {}  # other rates for some methods
+    ft_learning_rates: tuple[float, ...] = (3e-6, 5e-6, 1e-5, 1e-4)
+    weight_decay: float = Field(default=1e-3, ge=0)  # of prompts, decoupled
+    ft_weight_decay: float = Field(default=1e-2, ge=0)  # released code
+    clip: float = Field(default=1.0, ge=0)  # gradient norm of a prompt (of all weights in full tuning); 0: off
+    prompt_len: int = Field(default=100, ge=1)
+    init: str = "normal"  # where a method's prompt is not a pre-trained one
+    count: Literal["label", "all"] = "label"  # target positions in the loss; "all" as the released code
+    length_normalised: bool = False  # divide a label's score by its number of tokens
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of a frozen backbone
+    device: str | None = None  # None: a GPU where there is one
+    batch_tokens: int = Field(default=4096, ge=64)  # encoder tokens of a micro-batch, padding included
+    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank
+    processes: int = Field(default=1, ge=1)  # local processes that share the cells out
+    keep_prompts: bool = True  # save the prompts of chosen cells
+
+    @field_validator("methods", "learning_rates_of")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...] | dict[str, tuple[float, ...]]) -> object:
+        for name in value:
+            if name not in METHODS:
+                raise ValueError(f'no method "{name}"{nearest(name, METHODS)}')
+        return value
+
+    @field_validator("shots")
+    @classmethod
+    def _some_shots(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        numbers = (value,) if isinstance(value, int) else value
+        if not numbers or min(numbers) < 1:
+            raise ValueError("expected one example or more")
+        return value
+
+    @field_validator("tasks", "methods", "seeds", "learning_rates", "ft_learning_rates")
+    @classmethod
+    def _some_and_each_once(cls, value: tuple[object, ...]) -> object:
+        if not value:
+            raise ValueError("expected one or more")
+        if len(set(value)) != len(value):
+            raise ValueError("holds something twice")
+        return value
+
+    @field_validator("init")
+    @classmethod
+    def _known_init(cls, value: str) -> str:
+        if value not in INITIALISERS:
+            raise ValueError(f'no initialisation "{value}"{nearest(value, INITIALISERS)}')
+        return value
+
+    @model_validator(mode="after")
+    def _rates_above_zero(self) -> FewshotSettings:
+        for method in self.methods:
+            for rate in self.rates(method):
+                if not rate > 0:
+                    raise ValueError(
+                        f"a learning rate of {method} is {rate:g}; nothing would train: expected above 0"
+                    )
+        return self
+
+    @property
+    def resolved_device(self) -> str:
+        """Where models run."""
+        import torch
+
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def all_shots(self) -> tuple[int, ...]:
+        """Every number of training examples asked for, smallest first."""
+        return (self.shots,) if isinstance(self.shots, int) else tuple(sorted(set(self.shots)))
+
+    def rates(self, method: str) -> tuple[float, ...]:
+        """The learning rates that a method tries."""
+        if method in self.learning_rates_of:
+            return self.learning_rates_of[method]
+        return self.ft_learning_rates if METHODS[method].trains == "backbone" else self.learning_rates
+
+    def needs(self, backbone: str) -> str:
+        """The folder or hub name of one of the two backbones.
+
+        Raises:
+            UserError: the LM-adapted one is not given.
+        """
+        if backbone == "lm":
+            if self.lm_backbone is None:
+                raise UserError(
+                    "method lm_adaption needs lm_backbone (made by `ppt backbone train` with the prefix-LM "
+                    "objective); give it or leave the method out"
+                )
+            return self.lm_backbone
+        return self.backbone

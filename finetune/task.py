@@ -1,0 +1,236 @@
+"""Task files: what a data set is, how a row of it becomes text with one mask, which word stands for which label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from corpora.common.errors import UserError, nearest
+from corpora.common.settings import Settings, make_settings, read_yaml
+from corpora.formats import ENCODER_TOKENS, Pattern
+
+TASKS = Path(__file__).parent / "tasks"
+MAX_OPTIONS = 16  # letters A to P: the `unified` prompt has met no more (method.md, unified)
+MANY_LABELS = 5  # with more, every prompt row is a multiple choice (method.md, downstream patterns)
+
+PatternKind = Literal["plain", "hard", "unified"]
+
+
+class Source(Settings):
+    """Where a set's columns are, in files of one kind.
+
+    `fields` maps a pattern's field to a column (a field that is not named has a column of its own name);
+    `options` is the column with a row's list of options, or one column each; `labels` says what the
+    label numbers 0, 1, ... mean, as names out of the task's `labels`; rows whose label is in
+    `unlabelled` are left out and counted.
+    """
+
+    fields: dict[str, str] = {}
+    options: str | tuple[str, ...] = "options"
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    unlabelled: tuple[str | int, ...] = ()
+
+
+class LocalSource(Source):
+    """JSONL or CSV files (plain or .gz) in a folder; `train` and `test` are file names without their endings.
+
+    An empty `test` takes the first that is there of test, validation and dev.
+    """
+
+    folder: str = ""  # below the data folder; empty: the task's name
+    train: tuple[str, ...] = ("train",)
+    test: tuple[str, ...] = ()
+
+
+class HubSource(Source):
+    """A data set of the Hugging Face hub without a loading script (or a local folder of that layout)."""
+
+    path: str
+    config: str | None = None
+    train: str = "train"
+    test: str = "validation"
+    verified: bool = False  # whether someone loaded it by this name; a machine without a network cannot
+
+
+class Task(Settings):
+    """One data set, as its YAML file states it.
+
+    A task has either fixed labels (`verbalizer` holds their words, in label order) or labels that are each
+    row's own options (`verbalizer` is empty and every pattern has `{options}`). Where a pattern has
+    `{options}`, the answer is a letter: fixed labels stand there in verbalizer order, never shuffled.
+    """
+
+    name: str
+    version: int = Field(default=1, ge=1)
+    language: str = "en"
+    format: Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
+    verbalizer: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # names of the labels in the data, in the verbalizer's order; empty: its words
+    pattern: str = ""  # PT, PPT; empty in a `unified` task: its `unified` pattern
+    unified: str | None = None  # Unified PPT; for multiple_choice: `pattern` where absent
+    hard: str | None = None  # FT and the hybrid rows
+    local: LocalSource = LocalSource()
+    hub: HubSource | None = None
+    metric: Literal["accuracy"] = "accuracy"  # what dev chooses by
+    also: tuple[Literal["macro_f1"], ...] = ()  # reported beside it
+    max_tokens: int | None = Field(default=None, ge=16)  # encoder tokens, prompt included; None: the format's
+    shorten: tuple[str, ...] = ()  # fields that are cut first when a row is too long
+    max_options: int = Field(default=MAX_OPTIONS, ge=2, le=MAX_OPTIONS)  # where options are each row's own
+    shots_per_label: int | None = Field(default=None, ge=1)  # None: 8 with more than five labels, else not used
+    note: str = ""
+
+    _folder: Path | None = PrivateAttr(default=None)  # of the file that a user gave by path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            values = dict(values)
+            if values.get("format") == "unified" and not values.get("pattern"):
+                values["pattern"] = values.get("unified") or ""
+            if values.get("format") in ("unified", "multiple_choice") and not values.get("unified"):
+                values["unified"] = values.get("pattern")
+            if not values.get("labels"):
+                values["labels"] = values.get("verbalizer") or ()
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Task:
+        if not self.pattern:
+            raise ValueError('key "pattern" is missing')
+        if self.verbalizer and len(self.verbalizer) < 2:
+            raise ValueError("verbalizer has one word; expected two labels or more")
+        if len(self.labels) != len(self.verbalizer):
+            raise ValueError(
+                f"{len(self.labels)} labels ({', '.join(self.labels)}) but {len(self.verbalizer)} verbalizer "
+                f"words ({', '.join(self.verbalizer)}); expected a word for each label, in the same order"
+            )
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels holds a name twice: {', '.join(self.labels)}")
+        if len(self.verbalizer) > MAX_OPTIONS and (self.format == "unified" or self.unified):
+            raise ValueError(
+                f"{len(self.verbalizer)} labels; a multiple choice has at most {MAX_OPTIONS} (letters A to P)"
+            )
+        if len(self.verbalizer) > MANY_LABELS and self.format != "unified":
+            raise ValueError(
+                f"{len(self.verbalizer)} labels with format {self.format}; "
+                f"more than {MANY_LABELS} labels need format: unified"
+            )
+        for kind, text in self.patterns().items():
+            try:
+                pattern = Pattern.parse(text)
+            except UserError as error:
+                raise ValueError(f"the {kind} pattern: {error}") from error
+            choice = kind == "unified" or self.format in ("unified", "multiple_choice") or not self.verbalizer
+            if choice and not pattern.has_options:
+                raise ValueError(f'the {kind} pattern "{text}" has no {{options}}')
+        known = self.field_names()
+        for name in (*self.shorten, *self.local.fields, *(self.hub.fields if self.hub else ())):
+            if name not in known:
+                raise ValueError(f'"{name}" is no field of the patterns{nearest(name, known)}')
+        for source in (self.local, self.hub):
+            for label in source.labels if source else ():
+                if label not in self.labels:
+                    raise ValueError(f'a source names the label "{label}"{nearest(label, self.labels)}')
+        return self
+
+    @classmethod
+    def load(cls, name: str | Path) -> Task:
+        """Read a task.
+
+        Args:
+            name: a task that ships with the project (`cb`), or the path of a YAML file.
+
+        Raises:
+            UserError: no such task, or its file is wrong, naming the file and the key.
+        """
+        text = str(name)
+        by_path = text.endswith((".yaml", ".yml")) or "/" in text
+        path = Path(text) if by_path else TASKS / f"{text}.yaml"
+        if not by_path and not path.exists():
+            raise UserError(f'no task "{text}"{nearest(text, shipped_tasks())}; or give the path of a task file')
+        values = read_yaml(path)
+        values.setdefault("name", path.stem)
+        task = make_settings(cls, values, str(path) if by_path else f"task {text}")
+        if by_path:
+            task._folder = path.parent
+        return task
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the task file where a user gave it by path: its data may lie beside it."""
+        return self._folder
+
+    @property
+    def own_options(self) -> bool:
+        """Whether the labels are each row's own options (reading comprehension)."""
+        return not self.verbalizer
+
+    @property
+    def many_labels(self) -> bool:
+        """Whether the task has more than five fixed labels: then it is multiple choice in every prompt row."""
+        return len(self.verbalizer) > MANY_LABELS
+
+    def patterns(self) -> dict[PatternKind, str]:
+        """The patterns that the file gives, by kind."""
+        found: dict[PatternKind, str] = {"plain": self.pattern}
+        if self.hard:
+            found["hard"] = self.hard
+        if self.unified:
+            found["unified"] = self.unified
+        return found
+
+    def pattern_text(self, kind: PatternKind) -> str:
+        """The pattern of one kind.
+
+        Raises:
+            UserError: the file does not give it.
+        """
+        found = self.patterns()
+        if kind not in found:
+            raise UserError(f'task {self.name} has no {kind} pattern; add the key "{kind}" to its file')
+        return found[kind]
+
+    def field_names(self) -> tuple[str, ...]:
+        """Every field that a pattern reads, in order of appearance."""
+        names: dict[str, None] = {}
+        for text in self.patterns().values():
+            names.update(dict.fromkeys(Pattern.parse(text).fields))
+        return tuple(names)
+
+    def encoder_tokens(self, kind: PatternKind) -> int:
+        """Longest input in tokens, prompt included, under one of the patterns."""
+        return self.max_tokens or ENCODER_TOKENS["unified" if kind == "unified" else self.format]
+
+    def label_index(self, value: Any, source: Source, numbering: Sequence[str] = ()) -> int | None:
+        """Which fixed label a file's value means.
+
+        Args:
+            value: a label's name, its verbalizer word, or its number.
+            source: whose `labels` say what the numbers mean.
+            numbering: the same from the data itself (labels.json); goes before `source.labels`.
+
+        Returns:
+            The label's index, or None where the value means none.
+        """
+        text = str(value).strip()
+        if isinstance(value, bool):
+            text = text.lower()
+        for names in (self.labels, self.verbalizer):
+            if text in names:
+                return names.index(text)
+        order = tuple(numbering) or source.labels or self.labels
+        if text.isdigit() and int(text) < len(order) and order[int(text)] in self.labels:
+            return self.labels.index(order[int(text)])
+        if isinstance(value, bool) and len(self.labels) == 2:
+            return self.labels.index(order[int(value)])
+        return None
+
+
+def shipped_tasks() -> list[str]:
+    """Names of the task files that ship with the project."""
+    return sorted(path.stem for path in TASKS.glob("*.yaml"))

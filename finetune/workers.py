@@ -1,0 +1,88 @@
+"""Shares the jobs of a few-shot run out over several local processes, a few threads each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
+from typing import TYPE_CHECKING
+
+from corpora.common.errors import MachineError
+from finetune.results import ResultRow
+from finetune.settings import FewshotSettings
+
+if TYPE_CHECKING:
+    from finetune.fewshot import Job
+    from finetune.workshop import Workshop
+
+_workshop: Workshop | None = None  # of this worker process, kept from job to job
+_steps: SimpleQueue[int] | None = None
+
+
+def _start(settings: FewshotSettings, threads: int, steps: SimpleQueue[int]) -> None:
+    import torch
+
+    from finetune.workshop import Workshop
+
+    global _workshop, _steps
+    torch.set_num_threads(threads)
+    _workshop, _steps = Workshop(settings), steps
+
+
+def _run(job: Job) -> list[ResultRow]:
+    from finetune.fewshot import run_job
+
+    assert _workshop is not None and _steps is not None
+    return run_job(_workshop, job, _steps.put)
+
+
+def run_jobs(
+    settings: FewshotSettings, jobs: Sequence[Job], advance: Callable[[int], None]
+) -> Iterator[list[ResultRow]]:
+    """Run jobs in `settings.processes` processes; each loads the backbones for itself.
+
+    Args:
+        settings: of the run.
+        jobs: the longest first.
+        advance: called with the optimiser steps done.
+
+    Yields:
+        Each job's rows as it ends.
+
+    Raises:
+        MachineError: a process died.
+    """
+    from finetune.fewshot import threads_each
+
+    processes = min(settings.processes, len(jobs))
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    steps: SimpleQueue[int] = context.SimpleQueue()
+
+    def count() -> None:
+        while (n := steps.get()) >= 0:
+            advance(n)
+
+    counter = threading.Thread(target=count, daemon=True)
+    counter.start()
+    try:
+        with ProcessPoolExecutor(
+            processes, context, _start, (settings, threads_each(settings.processes), steps)
+        ) as pool:
+            running = {pool.submit(_run, job) for job in jobs}
+            try:
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            except BrokenProcessPool as error:
+                raise MachineError(
+                    "a process of the few-shot run died (out of memory?); the same command goes on where it stopped"
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    finally:
+        steps.put(-1)
+        counter.join()

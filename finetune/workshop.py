@@ -1,0 +1,203 @@
+"""What a process needs to run cells, loaded once: backbones, data, drawn and rendered examples, prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from corpora.common.errors import UserError
+from corpora.common.rng import generator
+from corpora.tokenizer import Tokenizer
+from finetune.datasets import LabelledRow, TaskData, load_task
+from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
+from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
+from finetune.methods import Row
+from finetune.settings import FewshotSettings
+from finetune.task import PatternKind, Task
+from finetune.tune import Trial
+from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint
+from pretrain.backbone import Backbone, load_backbone
+from pretrain.prompts import init_prompt
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of one method: the smallest thing that has a row in results.jsonl."""
+
+    task: str  # as the settings name it
+    shots: int
+    row: Row
+    seed: int
+    learning_rate: float
+
+
+class Workshop:
+    """Loads what cells ask for and keeps it; two cells that share a draw, a pattern or a backbone share its object."""
+
+    def __init__(self, settings: FewshotSettings) -> None:
+        self.settings = settings
+        self._tasks: dict[str, Task] = {}
+        self._data: dict[str, TaskData] = {}
+        self._backbones: dict[tuple[str, str], Backbone] = {}
+        self._tokenizers: dict[str, Tokenizer] = {}
+        self._encoded: dict[tuple[str, str, str, int], EncodedRow] = {}
+        self._renderers: dict[tuple[str, str, PatternKind], Renderer] = {}
+        self._items: dict[tuple[str, str, PatternKind], list[Item]] = {}
+        self._prompts: dict[str, tuple[torch.Tensor, PromptInfo]] = {}
+
+    def task(self, name: str) -> Task:
+        """A task of the run."""
+        if name not in self._tasks:
+            self._tasks[name] = Task.load(name)
+        return self._tasks[name]
+
+    def data(self, name: str) -> TaskData:
+        """A task's rows."""
+        if name not in self._data:
+            self._data[name] = load_task(self.task(name), self.settings.data)
+        return self._data[name]
+
+    def backbone(self, which: str, dtype: str | None = None) -> Backbone:
+        """The frozen backbone `main` or `lm`.
+
+        Raises:
+            UserError: it is not given, cannot be loaded, or its tokenizer does not fit it.
+        """
+        key = (which, dtype or self.settings.dtype)
+        if key not in self._backbones:
+            self._backbones[key] = load_backbone(
+                self.settings.needs(which), dtype=key[1], device=self.settings.resolved_device
+            )
+        return self._backbones[key]
+
+    def tokenizer(self, which: str) -> Tokenizer:
+        """The tokenizer beside a backbone."""
+        if which not in self._tokenizers:
+            backbone = self.backbone(which)
+            tokenizer = backbone.tokenizer()
+            backbone.check_tokenizer(tokenizer)
+            self._tokenizers[which] = tokenizer
+        return self._tokenizers[which]
+
+    def draw(self, name: str, shots: int, seed: int) -> Draw:
+        """A seed's training and dev rows: the same for every method."""
+        settings, task = self.settings, self.task(name)
+        per_label = task.many_labels
+        each = task.shots_per_label or settings.shots_per_label
+        return draw(
+            [row.label for row in self.data(name).train],
+            seed,
+            task.name,
+            shots=each if per_label else shots,
+            dev_shots=each if per_label else settings.dev_shots,
+            per_label=per_label,
+            stratified=settings.stratified,
+            allow_fewer=settings.allow_fewer,
+        )
+
+    def test_rows(self, name: str) -> IntArray:
+        """Positions of the test rows that are scored."""
+        return sampled_test_rows(len(self.data(name).test), self.settings.max_test, self.task(name).name)
+
+    def renderer(self, name: str, which: str, kind: PatternKind) -> Renderer:
+        """One of a task's patterns for a backbone's tokenizer."""
+        key = (name, which, kind)
+        if key not in self._renderers:
+            self._renderers[key] = Renderer(
+                self.task(name), kind, self.tokenizer(which), self.settings.prompt_len
+            )
+        return self._renderers[key]
+
+    def items(self, cell: Cell, split: str, rows: IntArray) -> list[Item]:
+        """Rendered rows of `train` or `test`; texts are tokenised once for all patterns."""
+        which = cell.row.spec.backbone
+        source: list[LabelledRow] = getattr(self.data(cell.task), split)
+        keys = [(cell.task, which, split, int(row)) for row in rows]
+        new = [key for key in dict.fromkeys(keys) if key not in self._encoded]
+        for key, row in zip(new, encode_rows(self.tokenizer(which), [source[key[3]] for key in new]), strict=True):
+            self._encoded[key] = row
+        return self.renderer(cell.task, which, cell.row.pattern).render([self._encoded[key] for key in keys])
+
+    def test_items(self, cell: Cell) -> list[Item]:
+        """Rendered test rows under a cell's pattern."""
+        key = (cell.task, cell.row.spec.backbone, cell.row.pattern)
+        if key not in self._items:
+            self._items[key] = self.items(cell, "test", self.test_rows(cell.task))
+        return self._items[key]
+
+    def trial(self, cell: Cell) -> Trial:
+        """What a cell trains on, in which order and from where."""
+        settings, task = self.settings, self.task(cell.task)
+        drawn = self.draw(cell.task, cell.shots, cell.seed)
+        return Trial(
+            renderer=self.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern),
+            train=self.items(cell, "train", drawn.train),
+            dev=self.items(cell, "train", drawn.dev),
+            order=batches(len(drawn.train), settings.batch_size, settings.epochs, cell.seed, task.name),
+            learning_rate=cell.learning_rate,
+            start_PD=self.start(cell),
+        )
+
+    def start(self, cell: Cell) -> torch.Tensor | None:
+        """The prompt [P, D] that a cell starts from: a seed's random one, the same for all methods, or a pre-trained one."""
+        if cell.row.spec.trains == "backbone":
+            return None
+        if cell.row.group is not None:
+            return self.prompt(cell.row.group)[0]
+        which = cell.row.spec.backbone
+        return init_prompt(
+            self.settings.init,
+            self.backbone(which),
+            self.tokenizer(which),
+            self.settings.prompt_len,
+            generator(cell.seed, "prompt", self.settings.init, self.task(cell.task).name),
+            words=self.task(cell.task).verbalizer,
+        )
+
+    def prompt(self, group: str) -> tuple[torch.Tensor, PromptInfo]:
+        """The pre-trained prompt of a format.
+
+        Raises:
+            UserError: none is given, it is missing, of another length, or of another backbone (naming both).
+        """
+        if group not in self._prompts:
+            settings = self.settings
+            if settings.prompts is None:
+                raise UserError(
+                    f"the setting prompts is not given: PPT starts from the pre-trained {group} prompt; "
+                    "name the run of `ppt pretrain` or leave its methods out"
+                )
+            root = Path(settings.prompts)
+            folder = root / "prompts" / group if (root / "prompts").is_dir() else root / group
+            if not folder.is_dir():
+                there = sorted(path.parent.name for path in folder.parent.glob("*/prompt.json"))
+                raise UserError(f"no {group} prompt: {folder} does not exist; found {', '.join(there) or 'none'}")
+            prompt_PD, info = load_prompt(folder)
+            check_backbone(info, self.backbone("main"))
+            if len(prompt_PD) != settings.prompt_len:
+                raise UserError(
+                    f"{folder} has {len(prompt_PD)} tokens and prompt_len is {settings.prompt_len}; make them equal"
+                )
+            self._prompts[group] = prompt_PD, info
+        return self._prompts[group]
+
+    def start_name(self, cell: Cell) -> str | None:
+        """What a cell's prompt starts from, for its key: an initialiser's name or a prompt's fingerprint."""
+        if cell.row.spec.trains == "backbone":
+            return None
+        if cell.row.group is not None:
+            return prompt_fingerprint(self.prompt(cell.row.group)[0])
+        return self.settings.init
+
+    def label_words(self, cell: Cell) -> list[str]:
+        """Words of the labels, for the row: the verbalizer, or letters where each row has options of its own."""
+        task = self.task(cell.task)
+        return list(task.verbalizer) or [chr(ord("A") + i) for i in range(task.max_options)]
+
+    def forget_task(self, name: str) -> None:
+        """Let go of a task's rendered rows."""
+        self._encoded = {key: row for key, row in self._encoded.items() if key[0] != name}
+        self._items = {key: items for key, items in self._items.items() if key[0] != name}
+
