@@ -87,9 +87,9 @@ def check_command(words: list[str]) -> None:
         context = command.make_context("ppt", [], parent=parent, resilient_parsing=True)
         assert words and words[0] in command.commands, f"`ppt` has no command {' '.join(words[:1])!r} here"
         command, parent = command.commands[words.pop(0)], context
-    command.make_context(
-        command.name, words, parent=parent, resilient_parsing=True
-    )  # raises at unknown options
+    context = command.make_context(command.name, [], parent=parent, resilient_parsing=True)
+    context.resilient_parsing = False
+    command.make_parser(context).parse_args(words)  # raises at unknown options and missing values
 
 
 def environment() -> dict[str, str]:
