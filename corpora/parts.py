@@ -24,7 +24,7 @@ from corpora.common.errors import MachineError
 from corpora.common.files import atomic_folder, read_json, write_json
 from corpora.common.progress import Progress
 from corpora.documents import Document
-from corpora.segment import Language, Unit, units
+from corpora.segment import Language, Unit, detect_language, units
 from corpora.store import StoreWriter
 from corpora.tokenizer import Tokenizer
 
@@ -63,8 +63,9 @@ class PartMaker:
                 writer.add([document[k] for k in kept], [np.asarray(ids_of[k]) for k in kept], kept)
             else:
                 no_units += 1
+        chinese = sum(detect_language(text) == "zh" for text in texts)
         with atomic_folder(path) as partial:
-            counts = writer.write(partial) | {"unknown_tokens": unknown}
+            counts = writer.write(partial) | {"unknown_tokens": unknown, "chinese_documents": chinese}
             dropped = {"units without tokens": no_tokens, "documents without units": no_units}
             write_json(partial / "part.json", {"counts": counts, "dropped": dropped})
 
