@@ -94,7 +94,8 @@ def losses(
         sums = torch.zeros(SUMS, dtype=torch.float64, device=loss_M.device)
         sums[0 : 2 * len(OBJECTIVES) : 2].index_add_(0, batch.objective_M, loss_M.double())
         sums[1 : 2 * len(OBJECTIVES) : 2].index_add_(0, batch.objective_M, torch.ones_like(loss_M).double())
-        sums[-4], sums[-3] = guesses.double(), len(batch.sentinels_S)
+        if encoder_loss > 0:
+            sums[-4], sums[-3] = guesses.double(), len(batch.sentinels_S)
         right = logits[batch.answers_A].argmax(-1) == batch.target_ids_M[batch.answers_A]
         sums[-2], sums[-1] = right.sum().double(), len(batch.answers_A)
     return main, guesses, sums

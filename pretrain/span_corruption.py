@@ -27,10 +27,10 @@ def noise_counts(length: int, density: float, mean_span: float) -> tuple[int, in
         mean_span: tokens a span on average.
 
     Returns:
-        (masked tokens, spans): at least one each, and at least as many kept tokens as spans.
+        (masked tokens, spans): at least one each, and at least one token kept.
     """
     noise = min(max(round(length * density), 1), length - 1)
-    spans = min(max(round(noise / mean_span), 1), noise, length - noise, MAX_SPANS)
+    spans = min(max(round(noise / mean_span), 1), noise, length - noise + 1, MAX_SPANS)
     return noise, spans
 
 
@@ -55,7 +55,10 @@ def corrupt_spans(
     density: float = 0.15,
     mean_span: float = 3.0,
 ) -> tuple[IntArray, IntArray]:
-    """Mask random spans as T5 does: a kept run first, then masked and kept runs in turn, the last one masked.
+    """Mask random spans in T5's form, each placed with equal chance anywhere in the text.
+
+    T5's own draw always keeps the first token and always masks the last: in a text short enough for one span that span is
+    always the end. Ours puts the spans into gaps between kept tokens, both ends included.
 
     Args:
         ids: [length] token ids of the text, at least 2.
@@ -70,22 +73,18 @@ def corrupt_spans(
     """
     length = len(ids)
     noise, spans = noise_counts(length, density, mean_span)
-    masked, kept = _segments(noise, spans, rng), _segments(length - noise, spans, rng)
-    # Runs in turn: kept, masked, kept, masked, ...; position of the first token of each masked run.
-    ends = np.cumsum(np.stack([kept, masked], axis=1).reshape(-1))
-    starts, stops = ends[0::2], ends[1::2]
+    masked = _segments(noise, spans, rng)
+    before = np.cumsum(masked) - masked  # masked tokens before each span
+    gaps = np.sort(rng.choice(length - noise + 1, spans, replace=False))  # kept tokens before each span
+    starts = gaps + before
     marks = np.array([sentinel(i) for i in range(spans + 1)], dtype=np.int64)
     is_masked = np.zeros(length, dtype=bool)
-    is_masked[
-        np.repeat(starts - np.concatenate([[0], np.cumsum(masked)[:-1]]), masked) + np.arange(noise)
-    ] = True
+    is_masked[np.repeat(gaps, masked) + np.arange(noise)] = True
     inputs = ids.astype(np.int64)
     inputs[starts] = marks[:spans]
     keep = ~is_masked
     keep[starts] = True
-    offsets = np.concatenate([[0], np.cumsum(masked)[:-1]])
-    targets = np.append(np.insert(ids[is_masked].astype(np.int64), offsets, marks[:spans]), marks[spans])
-    assert len(stops) == spans
+    targets = np.append(np.insert(ids[is_masked].astype(np.int64), before, marks[:spans]), marks[spans])
     return inputs[keep], targets
 
 
