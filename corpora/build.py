@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -269,11 +269,10 @@ def _draw(
         "language": language,
         "versions": library_versions(*LIBRARIES),
     }
-    options: dict[str, Any] = {}
-    if name == "single_text":
-        assert labeller is not None
+    labelled: dict[str, Any] = {}
+    if labeller is not None and name == "single_text":
         labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", how.workers)
-        options = {
+        labelled = {
             "labels": labels,
             "probs": probabilities,
             "n_classes": len(labeller.words),
@@ -287,11 +286,23 @@ def _draw(
             "keep": how.keep,
             "balance": how.balance,
         }
-    drawn = draw(name, store, seed, validation=validation, **options)
+    drawn = draw(name, store, seed, validation=validation, **labelled)
     with atomic_folder(out / name, replace=True) as folder:
         write_task_corpus(folder, name, drawn, fields)
     for line in drawn.lines():
-        say(line)
+        say(f"{name}: {line}")
+    for side, notes in drawn.notes.items():
+        if labeller is not None:
+            say(f"{name}: {side}: {_kept(labeller.words, notes)}")
+
+
+def _kept(words: Sequence[str], notes: Mapping[str, Any]) -> str:
+    """How many units each class keeps, and how sure the labeller is of the least sure one."""
+    lowest = [f", {value:.2f} or surer" if value is not None else "" for value in notes["lowest_probability"]]
+    return "; ".join(
+        f"{word} {kept} of {labelled}{least}"
+        for word, kept, labelled, least in zip(words, notes["kept"], notes["labelled"], lowest, strict=True)
+    )
 
 
 def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings | None = None) -> Path:
