@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -136,42 +135,3 @@ def run_lock(out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"another job is running in {out}; wait for it, stop it or choose another out") from error
         yield
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON row a line, cut back to the checkpoint when a run goes on.
-
-    Args:
-        out: the run's folder.
-        keep_bytes: length that the checkpoint remembers; what a killed run wrote after it is written again.
-    """
-
-    def __init__(self, out: Path, keep_bytes: int) -> None:
-        self.path = out / "metrics.jsonl"
-        with machine_errors(self.path):
-            self.path.touch()
-            size = self.path.stat().st_size
-            if size < keep_bytes:
-                raise UserError(
-                    f"{self.path} has {size} bytes, its checkpoint counted {keep_bytes}; it was changed by hand: "
-                    "choose another out"
-                )
-            os.truncate(self.path, keep_bytes)
-            self._file: IO[str] = open(self.path, "a", encoding="utf-8")
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row."""
-        with machine_errors(self.path):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-
-    def sync(self) -> int:
-        """Put all rows on disk and say how many bytes they are; a checkpoint remembers it."""
-        with machine_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            return self._file.tell()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

@@ -80,6 +80,8 @@ class PretrainSettings(Settings):
     def _no_contradiction(self) -> PretrainSettings:
         if self.export_step is not None and self.export_step > self.steps:
             raise ValueError(f"export_step is {self.export_step} and steps is {self.steps}; it would never come")
+        if self.export_step is not None and self.patience:
+            raise ValueError("export_step asks for a fixed step and patience stops before it; expected one of them")
         if self.batch_tokens <= self.prompt_len:
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "

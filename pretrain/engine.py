@@ -1,0 +1,342 @@
+"""The pre-training job: a frozen backbone in a DeepSpeed engine, the prompts of all groups learning at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from corpora.common.errors import MachineError, Stopped, UserError
+from corpora.common.files import read_json, write_json
+from corpora.common.progress import Progress, say
+from corpora.common.rng import generator
+from corpora.tokenizer import Tokenizer
+from pretrain.artifact import PromptInfo, save_prompt
+from pretrain.backbone import Backbone, load_backbone
+from pretrain.batching import example_losses
+from pretrain.checkpoint import (
+    check_same_run,
+    checkpoint_path,
+    load_checkpoint,
+    run_lock,
+    save_checkpoint,
+    save_config,
+    saved_steps,
+)
+from pretrain.distributed import Processes, start_processes
+from pretrain.evaluation import Score, evaluate, label_losses, right_answers
+from pretrain.forward import deepspeed_module, run_batch
+from pretrain.groups import Group, Renderer, open_groups, share_out
+from pretrain.metrics import Metrics
+from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
+from pretrain.run_state import RunState
+from pretrain.settings import PretrainSettings, check_inputs, learning_rate_scale
+
+CHECK_AFTER = 3  # updates after which prompts must have moved (peft 2642: "my soft prompt does not train")
+
+
+def pretrain(
+    settings: PretrainSettings,
+    deepspeed_config: dict[str, Any] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Pre-train the prompt groups of a run, from its start or from its last checkpoint.
+
+    Every process of the job calls this. The same settings give the same bytes on the same number of processes,
+    however often the job was killed; another number changes rounding only.
+
+    Args:
+        settings: the run.
+        deepspeed_config: as in `launch/zero`; None: ZeRO 0.
+        should_stop: asked after each update; when it says yes on any process, all write a checkpoint and stop.
+
+    Returns:
+        For each format the step, held-out loss and accuracy of the prompt that was saved.
+
+    Raises:
+        UserError: settings, corpora or backbone do not fit each other, or `out` holds another run.
+        MachineError: the disk is full, another process died, or a loss is not finite.
+        Stopped: asked to; the same command goes on.
+    """
+    processes = start_processes(settings.device)
+    out = settings.out
+    check_inputs(settings)
+    check_same_run(out, settings)
+    if (out / "finished.json").exists():
+        say(f"{out} is finished: its prompts are in {out / 'prompts'}; choose another out to train again")
+        return dict(read_json(out / "finished.json"))
+
+    with contextlib.ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(run_lock(out))
+        job = _prepare(settings, deepspeed_config, processes)
+        bank, state = job.bank, job.state
+        metrics = stack.enter_context(Metrics(out, job.metrics_bytes, state.step, processes.first))
+        bar = stack.enter_context(Progress("pre-training", settings.steps, "steps"))
+        bar.start_at(state.step)
+        while True:
+            step = state.step
+            active = [group for group in job.groups if state.groups[group.name].active]
+            last = step == settings.steps or not active
+
+            # Evaluate.
+            due = step % settings.eval_every == 0 or step == settings.export_step or last
+            if due and state.evaluated < step and active:
+                scores = evaluate(job.net, bank.prompts_KPD, active, settings, job.renderer, processes)
+                _check_scores(scores, step, settings)
+                for name in state.judge(active, scores, bank.prompts_KPD, settings):
+                    say(f"{name} stops at step {step}: no lower held-out loss in {settings.patience} evaluations")
+                metrics.validation(step, scores)
+                bar.note(_note(scores))
+                continue  # a group may have stopped
+
+            # Save.
+            if last or (step % settings.save_every == 0 and step > 0):
+                _save(job, metrics, processes)
+            if last:
+                break
+
+            # Step.
+            sums_KS, stop = _train_step(job, active, settings, processes, should_stop)
+            state.step += 1
+            if state.step == CHECK_AFTER:
+                _check_learning(job, active)
+
+            # Log.
+            for group in active:
+                state.groups[group.name].add(sums_KS[group.index])
+            if state.step % settings.log_every == 0 or state.step == settings.steps:
+                scale = learning_rate_scale(settings, step)
+                metrics.training(state, active, settings, settings.learning_rate * scale)
+            bar.advance()
+            if stop and state.step < settings.steps:
+                path = _save(job, metrics, processes)
+                raise Stopped(f"stopped after step {state.step}; the same command goes on from {path}")
+        return _finish(job, settings, processes)
+
+
+@dataclass
+class _Job:
+    """What a run is made of."""
+
+    settings: PretrainSettings
+    backbone: Backbone
+    tokenizer: Tokenizer
+    groups: list[Group]
+    bank: PromptBank
+    net: torch.nn.Module
+    renderer: Renderer
+    state: RunState
+    metrics_bytes: int
+    start_KPD: torch.Tensor
+
+
+def _prepare(settings: PretrainSettings, deepspeed_config: dict[str, Any] | None, processes: Processes) -> _Job:
+    """Load the backbone, the corpora and the last checkpoint.
+
+    The prompts are made from the loaded backbone, and everything is in place before DeepSpeed's engine is built
+    (the released code did both too late: identical rows, and an optimiser with stale weights).
+    """
+    backbone = load_backbone(settings.backbone, dtype=settings.dtype)
+    tokenizer = backbone.tokenizer()
+    backbone.check_tokenizer(tokenizer)
+    groups = open_groups(settings, tokenizer)
+    prompts = [
+        init_prompt(
+            settings.init, backbone, tokenizer, settings.prompt_len,
+            generator(settings.seed, "pretrain prompt", group.name), words=group.verbalizer.words,
+        )
+        for group in groups
+    ]  # fmt: skip
+    bank = PromptBank(
+        torch.stack([torch.as_tensor(prompt) for prompt in prompts]).to(processes.device),
+        learning_rates_K=[settings.learning_rate] * len(groups),
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+        eps=settings.eps,
+        embedding_rms=backbone.embedding_rms,
+    )
+    fingerprints = {
+        "backbone": backbone.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        **{group.name: group.corpus.manifest_hash for group in groups},
+    }
+    start_KPD = bank.prompts_KPD.detach().clone()
+    checkpoint = load_checkpoint(settings.out)
+    if checkpoint is None:
+        state, metrics_bytes = RunState.fresh(groups, bank.prompts_KPD, fingerprints), 0
+    else:
+        state, metrics_bytes = RunState.restore(checkpoint, bank), int(checkpoint.state["metrics_bytes"])
+        _check_fingerprints(state.fingerprints, fingerprints, settings)
+        say(f"going on from step {state.step} ({checkpoint_path(settings.out, state.step)})")
+    net = deepspeed_module(backbone, deepspeed_config, processes)
+    _say_what_runs(settings, backbone, groups, deepspeed_config, processes)
+    processes.wait()  # all have read the checkpoint; from here the first process writes
+    if processes.first:
+        save_config(settings.out, settings)
+    renderer = Renderer(groups, settings, tokenizer, backbone.start_id, processes.device)
+    return _Job(settings, backbone, tokenizer, groups, bank, net, renderer, state, metrics_bytes, start_KPD)
+
+
+def _train_step(
+    job: _Job,
+    active: Sequence[Group],
+    settings: PretrainSettings,
+    processes: Processes,
+    should_stop: Callable[[], bool],
+) -> tuple[torch.Tensor, bool]:
+    """One update of the active prompts: sum over prompts of the mean loss over each prompt's own examples.
+
+    Returns:
+        [K, 5] sums over this step's examples: label loss, right answers, training loss, examples; and the gradient
+        norm. Second, whether any process was asked to stop.
+
+    Raises:
+        MachineError: a loss or gradient is not finite; nothing was updated.
+    """
+    bank, state = job.bank, job.state
+    bank.zero_grad()
+    picks = [group.rows_of_step(state.step, settings.batch_size, settings.seed) for group in active]
+    sums_KS = torch.zeros(len(job.groups), 4, device=processes.device)
+    seen: list[tuple[torch.Tensor, Any]] = []
+    for work in share_out(active, picks, settings, processes.rank, processes.world):
+        batch = job.renderer.batch(work, 1.0 / settings.batch_size)
+        logits_BTV = run_batch(job.net, bank.prompts_KPD, batch)
+        losses_B = example_losses(logits_BTV, batch)
+        (losses_B * batch.example_weights).sum().backward()
+        if work.counts:
+            with torch.no_grad():
+                labels = batch.labels_B.tolist()
+                own_B = label_losses(logits_BTV, work, job.renderer.groups, labels)
+                right_B = right_answers(logits_BTV, work, job.renderer.groups, batch)
+                rows_BS = torch.stack([own_B, right_B.float(), losses_B.float(), torch.ones_like(own_B)], 1)
+                sums_KS.index_add_(0, torch.from_numpy(work.groups).to(processes.device), rows_BS)
+            seen.append((losses_B.detach(), work))
+
+    grad = bank.prompts_KPD.grad
+    assert grad is not None  # every process has at least one micro-batch
+    # One small message a step: gradients, sums and the wish to stop.
+    wish = torch.tensor([float(should_stop())], device=processes.device)
+    message = processes.sum(torch.cat([grad.flatten(), sums_KS.flatten(), wish]))
+    grad.copy_(message[: grad.numel()].view_as(grad))
+    sums_KS = message[grad.numel() : -1].view_as(sums_KS)
+    if not bool(torch.isfinite(message).all()):
+        raise MachineError(_not_finite(job, seen, processes))
+    active_K = torch.zeros(len(job.groups), dtype=torch.bool, device=processes.device)
+    active_K[[group.index for group in active]] = True
+    scale_K = torch.full((len(job.groups),), learning_rate_scale(settings, state.step), device=processes.device)
+    norms_K = bank.step(scale_K, active_K)
+    return torch.cat([sums_KS, norms_K[:, None].to(sums_KS)], 1).cpu(), bool(message[-1] > 0)
+
+
+def _save(job: _Job, metrics: Metrics, processes: Processes) -> str:
+    """Write a checkpoint from the first process; the others wait until it is on disk."""
+    path = checkpoint_path(job.settings.out, job.state.step)
+    if processes.first and not path.exists():
+        save_checkpoint(job.settings.out, job.state.checkpoint(job.bank, metrics.sync()))
+    processes.wait()
+    return str(path)
+
+
+def _finish(job: _Job, settings: PretrainSettings, processes: Processes) -> dict[str, Any]:
+    """Save the prompts to keep and mark the run as finished."""
+    summary: dict[str, Any] = {}
+    for group in job.groups:
+        state = job.state.groups[group.name]
+        summary[group.name] = {
+            "step": state.best_step, "loss": state.best_loss, "accuracy": state.best_accuracy,
+        }  # fmt: skip
+        if state.best_step == 0 and settings.export_step is None:
+            say(f"warning: {group.name} was best before it learnt anything; try another learning_rate or more steps")
+        if processes.first:
+            info = PromptInfo(
+                format=group.name,
+                backbone=job.backbone.name,
+                backbone_fingerprint=job.backbone.fingerprint,
+                tokenizer_fingerprint=job.tokenizer.fingerprint,
+                embedding_rms=job.backbone.embedding_rms,
+                corpus_manifest=group.corpus.manifest_hash,
+                step=state.best_step,
+                learning_rate=settings.learning_rate,
+                seed=settings.seed,
+                dev_score=state.best_accuracy,
+            )
+            save_prompt(settings.out / "prompts" / group.name, job.state.best_KPD[group.index].cpu(), info)
+        say(
+            f"{group.name}: held-out loss {state.best_loss:.4f}, accuracy {state.best_accuracy:.4f} "
+            f"at step {state.best_step} -> {settings.out / 'prompts' / group.name}"
+        )
+    if processes.first:
+        write_json(settings.out / "finished.json", summary)
+    processes.wait()
+    return summary
+
+
+def _check_fingerprints(before: dict[str, str], now: dict[str, str], settings: PretrainSettings) -> None:
+    for what in now:
+        if before.get(what) != now[what]:
+            name = {"backbone": f"backbone {settings.backbone}", "tokenizer": "the backbone's tokenizer"}.get(
+                what, f"corpus {settings.corpora / what}"
+            )
+            raise UserError(
+                f"{settings.out} was begun with another {name} (fingerprint {str(before.get(what))[:12]}, "
+                f"now {now[what][:12]}); bring the first back or choose another out"
+            )
+
+
+def _check_scores(scores: dict[str, Score], step: int, settings: PretrainSettings) -> None:
+    for name, score in scores.items():
+        if not score.loss < float("inf"):
+            raise MachineError(
+                f"step {step}: the held-out loss of {name} is {score.loss}; {_last_checkpoint(settings)}; {_REMEDY}"
+            )
+
+
+_REMEDY = "try a lower learning_rate, or dtype float32"
+
+
+def _last_checkpoint(settings: PretrainSettings) -> str:
+    steps = saved_steps(settings.out)
+    return (
+        f"the last good checkpoint is {checkpoint_path(settings.out, steps[-1])}"
+        if steps
+        else "there is no checkpoint yet"
+    )
+
+
+def _not_finite(job: _Job, seen: list[tuple[torch.Tensor, Any]], processes: Processes) -> str:
+    """Say which step and which examples have a loss that is no number; every process must call it."""
+    mine = []
+    for losses_B, work in seen:
+        for place in torch.nonzero(~torch.isfinite(losses_B))[:, 0].tolist():
+            mine.append((job.renderer.groups[int(work.groups[place])].name, int(work.rows[place])))
+    bad = sorted({pair for some in processes.gather(mine) for pair in some})
+    settings, step = job.settings, job.state.step
+    where = "; ".join(
+        f"{name} examples {', '.join(str(row) for of, row in bad if of == name)}"
+        for name in sorted({name for name, _ in bad})
+    )
+    what = f"the loss is not finite ({where})" if bad else "the losses are finite but a gradient is not"
+    return f"step {step + 1}: {what}; {_last_checkpoint(settings)}; {_REMEDY}"
+
+
+def _note(scores: dict[str, Score]) -> str:
+    return "held-out " + ", ".join(f"{name} {score.loss:.3f} ({score.accuracy:.0%})" for name, score in scores.items())
+
+
+def _say_what_runs(
+    settings: PretrainSettings, backbone: Backbone, groups: Sequence[Group], config: dict[str, Any] | None, processes: Processes
+) -> None:
+    stage = int((config or {}).get("zero_optimization", {}).get("stage", 0))
+    say(
+        f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
+        f"{settings.dtype}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
+        f"on {processes.device.type}"
+    )
+    if stage in (1, 2):
+        say(f"ZeRO {stage} shards what an optimiser of DeepSpeed trains; the backbone is frozen: the same as ZeRO 0 here")
+    for group in groups:
+        say(f"{group.name}: {len(group.train_rows)} examples, judged on {len(group.held_rows)}")

@@ -1,0 +1,139 @@
+"""Loss and accuracy of prompts, on a step's examples and on the held-out part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pretrain.batching import Batch
+from pretrain.distributed import Processes
+from pretrain.forward import run_batch
+from pretrain.groups import Group, Renderer, Work, share_out
+from pretrain.settings import PretrainSettings
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a prompt does on some examples.
+
+    Attributes:
+        loss: mean over the examples of the mean negative log probability of the label's own tokens.
+        accuracy: share of the examples whose own label is the likeliest of the labels they could have.
+        examples: how many.
+    """
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+def label_losses(logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], labels: Sequence[int]) -> torch.Tensor:
+    """Loss of each example over its label's own tokens, whatever the training loss counts.
+
+    Args:
+        logits_BTV: of a batch whose targets are `labels`.
+        work: its examples.
+        groups: by index.
+        labels: [B].
+
+    Returns:
+        [B], float32.
+    """
+    words = [groups[index].verbalizer.ids[label] for index, label in zip(work.groups.tolist(), labels, strict=True)]
+    longest = max(map(len, words))
+    ids_BW = torch.tensor([[*word, *[0] * (longest - len(word))] for word in words], device=logits_BTV.device)
+    n_B = torch.tensor([len(word) for word in words], device=logits_BTV.device)
+    log_probs_BWV = logits_BTV[:, 1 : 1 + longest].float().log_softmax(-1)
+    picked_BW = log_probs_BWV.gather(-1, ids_BW[..., None])[..., 0]
+    counted_BW = torch.arange(longest, device=logits_BTV.device) < n_B[:, None]
+    return -(picked_BW * counted_BW).sum(1) / n_B
+
+
+def right_answers(logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], batch: Batch) -> torch.Tensor:
+    """Which examples have their own label as the likeliest, by one decoder position.
+
+    Args:
+        logits_BTV: of the batch; position 1 is the label's first token.
+        work: its examples.
+        groups: by index; the answer means nothing where words have several tokens.
+        batch: the batch.
+
+    Returns:
+        bool [B].
+    """
+    right_B = torch.zeros(len(work.rows), dtype=torch.bool, device=logits_BTV.device)
+    for index in np.unique(work.groups):
+        group = groups[int(index)]
+        here = np.flatnonzero(work.groups == index)
+        where_B = torch.from_numpy(here).to(logits_BTV.device)
+        words_C = torch.tensor([ids[0] for ids in group.verbalizer.ids], device=logits_BTV.device)
+        scores_BC = logits_BTV[where_B, 1][:, words_C].float()
+        choices_B = torch.from_numpy(group.n_labels(work.rows[here])).to(logits_BTV.device)
+        beyond_BC = torch.arange(len(words_C), device=logits_BTV.device) >= choices_B[:, None]
+        best_B = scores_BC.masked_fill(beyond_BC, -torch.inf).argmax(-1)
+        right_B[where_B] = best_B == batch.labels_B[where_B]
+    return right_B
+
+
+@torch.no_grad()
+def evaluate(
+    net: torch.nn.Module,
+    prompts_KPD: torch.Tensor,
+    groups: Sequence[Group],
+    settings: PretrainSettings,
+    renderer: Renderer,
+    processes: Processes,
+) -> dict[str, Score]:
+    """Score each group's prompt on all of its held-out rows; the processes share them out.
+
+    Returns:
+        A score a group, the same on every process. The figures do not depend on how many processes or
+        micro-batches there are, up to rounding.
+    """
+    by_index = renderer.groups
+    # Words of several tokens take a pass a label. Every process makes the same passes: ZeRO 3 computes in lockstep.
+    passes = max((len(group.verbalizer) for group in groups if not group.one_token_words), default=0)
+    sums = torch.zeros(max(by_index) + 1, 3, dtype=torch.float64)  # loss, right answers, examples
+    for work in share_out(groups, [group.held_rows for group in groups], settings, processes.rank, processes.world):
+        batch = renderer.batch(work, 1.0)
+        logits_BTV = run_batch(net, prompts_KPD, batch)
+        losses_B = label_losses(logits_BTV, work, by_index, batch.labels_B.tolist())
+        right_B = right_answers(logits_BTV, work, by_index, batch)
+        if passes:
+            several_B, spelt_B = _right_of_several_tokens(net, prompts_KPD, work, renderer, batch, passes)
+            right_B = torch.where(several_B, spelt_B, right_B)
+        if work.counts:
+            row = torch.stack([losses_B.double(), right_B.double(), torch.ones_like(losses_B).double()], 1).cpu()
+            sums.index_add_(0, torch.from_numpy(work.groups), row)
+    total = processes.sum(sums.to(processes.device)).cpu().tolist()
+    return {
+        group.name: Score(total[group.index][0] / total[group.index][2], total[group.index][1] / total[group.index][2],
+                          round(total[group.index][2]))
+        for group in groups
+    }  # fmt: skip
+
+
+def _right_of_several_tokens(
+    net: torch.nn.Module, prompts_KPD: torch.Tensor, work: Work, renderer: Renderer, batch: Batch, passes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`right_answers` by the summed log probability of whole words, one pass a label.
+
+    Returns:
+        bool [B], whether an example's group has words of several tokens, and bool [B], its answer if so.
+    """
+    device = batch.labels_B.device
+    groups = [renderer.groups[index] for index in work.groups.tolist()]
+    several = [not group.one_token_words for group in groups]
+    n_labels = [len(group.verbalizer) for group in groups]  # choices have letters, of one token
+    scores_BC = torch.full((len(groups), passes), -torch.inf, device=device)
+    for label in range(passes):
+        asked = [min(label, n - 1) for n in n_labels]
+        other = renderer.batch(work, 1.0, labels=asked)
+        losses_B = label_losses(run_batch(net, prompts_KPD, other), work, renderer.groups, asked)
+        n_tokens = [len(group.verbalizer.ids[one]) for group, one in zip(groups, asked, strict=True)]
+        scores_B = -losses_B * torch.tensor(n_tokens, device=device)
+        scores_BC[:, label] = scores_B.masked_fill(torch.tensor(n_labels, device=device) <= label, -torch.inf)
+    return torch.tensor(several, device=device), scores_BC.argmax(-1) == batch.labels_B

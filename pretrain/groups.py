@@ -1,0 +1,181 @@
+"""Prompt groups of a run: their examples, which of them each step takes and which process computes what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from corpora.common.errors import UserError
+from corpora.common.rng import generator
+from corpora.formats import CHOICE_FORMATS, Verbalizer
+from corpora.task_corpus import TaskCorpus
+from corpora.tokenizer import Tokenizer
+from pretrain.batching import Batch, collate, micro_batches
+from pretrain.settings import PretrainSettings
+
+Rows = NDArray[np.int64]
+
+
+@dataclass
+class Group:
+    """One prompt and the corpus it learns from.
+
+    Attributes:
+        index: which of the K prompts.
+        name: its format.
+        corpus: its task corpus.
+        verbalizer: label words, in label order.
+        train_rows: [N] rows to learn from.
+        held_rows: [M] rows to be judged by, the same at every evaluation.
+    """
+
+    index: int
+    name: str
+    corpus: TaskCorpus
+    verbalizer: Verbalizer
+    train_rows: Rows
+    held_rows: Rows
+    _order: tuple[int, Rows] | None = field(default=None, repr=False)
+
+    @property
+    def one_token_words(self) -> bool:
+        """Whether one decoder position tells all labels apart."""
+        return all(len(ids) == 1 for ids in self.verbalizer.ids)
+
+    def rows_of_step(self, step: int, batch_size: int, seed: int) -> Rows:
+        """The examples of an update: a function of the step alone, so that a resumed run needs no other position.
+
+        Each epoch has an order of its own and every row occurs once in it; a step may span two epochs.
+
+        Args:
+            step: updates made before this one.
+            batch_size: examples of this group a step.
+            seed: the run's seed.
+
+        Returns:
+            [batch_size] rows.
+        """
+        places = np.arange(step * batch_size, (step + 1) * batch_size)
+        n = len(self.train_rows)
+        return np.concatenate(
+            [
+                self._epoch(int(epoch), seed)[places[places // n == epoch] % n]
+                for epoch in np.unique(places // n)
+            ]
+        )
+
+    def _epoch(self, epoch: int, seed: int) -> Rows:
+        if self._order is None or self._order[0] != epoch:
+            order = generator(seed, "pretrain order", self.name, epoch).permutation(len(self.train_rows))
+            self._order = (epoch, self.train_rows[order])
+        return self._order[1]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A micro-batch of one process: which examples, and whether they count.
+
+    Attributes:
+        groups: [B] index of each example's group.
+        rows: [B] its row in that group's corpus.
+        counts: false for the stand-in of a process that has nothing to do while others still compute.
+    """
+
+    groups: NDArray[np.int64]
+    rows: Rows
+    counts: bool
+
+
+def open_groups(settings: PretrainSettings, tokenizer: Tokenizer) -> list[Group]:
+    """Open the task corpora of a run and choose its held-out examples.
+
+    Raises:
+        UserError: a corpus is missing or empty, or was built with another vocabulary.
+    """
+    groups = []
+    for index, name in enumerate(settings.formats):
+        corpus = TaskCorpus.open(settings.corpora, name)
+        words = corpus.label_words
+        verbalizer = (
+            Verbalizer.letters(tokenizer, len(words)) if name in CHOICE_FORMATS else Verbalizer(tokenizer, words)
+        )
+        train_rows, held_rows = corpus.rows("train"), corpus.rows("validation")
+        for split, rows in (("train", train_rows), ("validation", held_rows)):
+            if len(rows) == 0:
+                raise UserError(f"{settings.corpora}/{name} has no {split} examples; build it from more text")
+        if settings.eval_examples is not None and settings.eval_examples < len(held_rows):
+            chosen = generator(settings.seed, "pretrain held-out", name).permutation(len(held_rows))
+            held_rows = held_rows[np.sort(chosen[: settings.eval_examples])]
+        groups.append(Group(index, name, corpus, verbalizer, train_rows, held_rows))
+    return groups
+
+
+def share_out(
+    groups: Sequence[Group], picks: Sequence[Rows], settings: PretrainSettings, rank: int, world: int
+) -> list[Work]:
+    """One process's micro-batches of some examples; all processes get equally many (ZeRO 3 computes in lockstep).
+
+    Examples of similar length stand together, whichever group they are of. Nothing is left out and nothing
+    counts twice.
+
+    Args:
+        groups: the groups in question.
+        picks: the rows of each.
+        settings: prompt length and token budget.
+        rank: which process.
+        world: of how many.
+    """
+    group_ids = np.concatenate([np.full(len(rows), group.index) for group, rows in zip(groups, picks, strict=True)])
+    rows = np.concatenate(list(picks))
+    lengths = np.concatenate(
+        [group.corpus.lengths(some, settings.prompt_len) for group, some in zip(groups, picks, strict=True)]
+    )
+    parts = [np.asarray(part) for part in micro_batches(lengths.tolist(), settings.batch_tokens)]
+    while len(parts) % world and max(map(len, parts)) > 1:
+        largest = max(range(len(parts)), key=lambda i: len(parts[i]) * int(lengths[parts[i]].max()) * (len(parts[i]) > 1))
+        whole = parts[largest]
+        parts[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    mine = [Work(group_ids[part], rows[part], True) for part in parts[rank::world]]
+    if len(mine) < -(-len(parts) // world):
+        mine.append(Work(group_ids[parts[0][:1]], rows[parts[0][:1]], False))
+    return mine
+
+
+class Renderer:
+    """Turns work into tensors."""
+
+    def __init__(
+        self, groups: Sequence[Group], settings: PretrainSettings, tokenizer: Tokenizer, start_id: int, device: torch.device
+    ) -> None:
+        self.groups = {group.index: group for group in groups}
+        self.settings, self.tokenizer, self.start_id, self.device = settings, tokenizer, start_id, device
+
+    def batch(self, work: Work, weight: float, labels: Sequence[int] | None = None) -> Batch:
+        """Render a micro-batch.
+
+        Args:
+            work: its examples.
+            weight: of each example in the loss.
+            labels: [B] labels to ask for instead of the examples' own, for scoring; None: their own.
+
+        Returns:
+            The batch on this process's device; where only the label counts, the closing sentinel is left out
+            (the decoder is causal, nothing before it changes).
+        """
+        examples, targets = [], []
+        closing = self.settings.count == "all"
+        for position, (index, row) in enumerate(zip(work.groups.tolist(), work.rows.tolist(), strict=True)):
+            group = self.groups[index]
+            example = group.corpus.render(row, self.tokenizer, self.settings.prompt_len)
+            examples.append(example)
+            label = example.label if labels is None else labels[position]
+            targets.append(group.verbalizer.target_ids(label, closing))
+        batch = collate(
+            examples, work.groups.tolist(), targets, self.tokenizer.pad_id, self.start_id,
+            count=self.settings.count, example_weights=[weight * work.counts] * len(examples),
+        )  # fmt: skip
+        return batch.to(self.device)
