@@ -317,7 +317,7 @@ def efficiency(places: Places) -> Picture | None:
             if len(points) < 2:  # one number of examples is no curve
                 continue
             axis.errorbar(
-                [n for n, _ in points],
+                [n * 2 ** (0.07 * (lines.index(line) - (len(lines) - 1) / 2)) for n, _ in points],  # side by side
                 [100 * stat.mean for _, stat in points],
                 yerr=[100 * (stat.std or 0.0) for _, stat in points],
                 color=styles[line][0], marker=styles[line][2], markersize=4.5, linewidth=1.5, capsize=2.5, elinewidth=0.9,

@@ -171,6 +171,22 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
+def test_the_architecture_page_names_every_module_and_no_other() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named: set[str] = set()
+    for package in ("corpora", "pretrain", "finetune", "launch"):
+        room = re.search(rf"### {package}: .*?```text\n(.*?)```", text, flags=re.S)
+        assert room, f"docs/architecture.md has no room for {package}"
+        named |= {f"{package}/{name}" for name in re.findall(r"[\w/]+\.py", room.group(1))}
+    there = {
+        str(path.relative_to(ROOT))
+        for package in ("corpora", "pretrain", "finetune", "launch")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py" and "launch/pocket/" not in str(path)  # its page is pocket.md
+    }
+    assert (sorted(there - named), sorted(named - there)) == ([], [])
+
+
 def test_unknown_commands_and_options_are_noticed() -> None:
     check_command(["report", "runs/x", "--out", "y"])
     for words in (["raport"], ["corpora", "make"], ["report", "runs/x", "--outt", "y"]):
