@@ -67,7 +67,9 @@ def load_task(task: Task, data: str | Path | Mapping[str, str] | None) -> TaskDa
     elif task.hub is not None:
         train, test, counts = _read_hub(task, task.hub)
     else:
-        raise UserError(f"task {task.name} names no hub data set; say where its files are with the setting data")
+        raise UserError(
+            f"task {task.name} names no hub data set; say where its files are with the setting data"
+        )
     for name, rows in (("training", train), ("test", test)):
         if not rows:
             raise UserError(f"task {task.name} has no {name} rows{f' in {folder}' if folder else ''}")
@@ -276,7 +278,9 @@ def _labelled(
 
 
 def _missing(record: Mapping[str, Any], column: str, place: str) -> UserError:
-    return UserError(f'{place}: field "{column}" is missing; found {", ".join(map(str, record)) or "nothing"}')
+    return UserError(
+        f'{place}: field "{column}" is missing; found {", ".join(map(str, record)) or "nothing"}'
+    )
 
 
 def _text(record: Mapping[str, Any], column: str, place: str) -> str:

@@ -57,7 +57,7 @@ def draw(
         train, dev = [], []
         for label in np.unique(pool):
             rows = order[pool[order] == label]
-            _check_enough(task, f' with label number {label}', len(rows), shots, dev_shots, allow_fewer)
+            _check_enough(task, f" with label number {label}", len(rows), shots, dev_shots, allow_fewer)
             dev.append(rows[:dev_shots])
             train.append(rows[dev_shots : dev_shots + shots])
         result = Draw(np.concatenate(train), np.concatenate(dev))

@@ -109,7 +109,9 @@ def plan(workshop: Workshop) -> list[Job]:
         for shots in all_shots:
             for seed in settings.seeds:
                 for row in rows:
-                    cells = [Cell(name, shots, row, seed, rate) for rate in sorted(settings.rates(row.method))]
+                    cells = [
+                        Cell(name, shots, row, seed, rate) for rate in sorted(settings.rates(row.method))
+                    ]
                     kind = row.spec.backbone if row.spec.trains == "prompt" else f"ft {seed}"
                     choices.setdefault((kind, shots), []).append(cells)
         for (kind, _), sets in choices.items():
@@ -192,9 +194,7 @@ def run_job(workshop: Workshop, job: Job, advance: Advance) -> list[ResultRow]:
         Rows for results.jsonl; their curves, predictions and prompts are on disk.
     """
     settings = workshop.settings
-    options = TuneOptions(
-        **{name: getattr(settings, name) for name in TuneOptions.__dataclass_fields__}
-    )
+    options = TuneOptions(**{name: getattr(settings, name) for name in TuneOptions.__dataclass_fields__})
     started = time.perf_counter()
     spec = job.cells[0].row.spec
     tests: dict[str, Scores] = {}
@@ -267,7 +267,11 @@ def _choose(rows: Sequence[ResultRow], known: Sequence[ResultRow]) -> list[int]:
 
 
 def _prompt_tests(
-    workshop: Workshop, job: Job, rows: Sequence[ResultRow], outcomes: Sequence[Outcome], picked: Sequence[int]
+    workshop: Workshop,
+    job: Job,
+    rows: Sequence[ResultRow],
+    outcomes: Sequence[Outcome],
+    picked: Sequence[int],
 ) -> dict[str, Scores]:
     """Test scores of the chosen prompts; those that share a pattern share their batches."""
     import torch
@@ -364,4 +368,8 @@ def notes(results: Results, choices: Sequence[str]) -> list[str]:
 
 def threads_each(processes: int) -> int:
     """Threads of each of several processes on this machine."""
-    return max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // processes)
+    return max(
+        1,
+        (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        // processes,
+    )

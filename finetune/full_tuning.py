@@ -40,7 +40,9 @@ class FullTuner:
         """A copy of the weights as they are."""
         return {name: p.detach().clone() for name, p in self.tuned.model.named_parameters()}
 
-    def tune(self, trial: Trial, options: TuneOptions, advance: Callable[[int], None] = lambda n: None) -> Outcome:
+    def tune(
+        self, trial: Trial, options: TuneOptions, advance: Callable[[int], None] = lambda n: None
+    ) -> Outcome:
         """Train all weights on one trial.
 
         AdamW at a constant rate; weight decay spares vectors (the layer norms).

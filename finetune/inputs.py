@@ -99,5 +99,7 @@ class Renderer:
 
     def target_ids(self, items: Sequence[Item]) -> list[IntArray]:
         """What the decoder is to say for each item: sentinel, label word; no closing sentinel (released code)."""
-        by_label = [self.verbalizer.target_ids(label, closing=False) for label in range(len(self.verbalizer.words))]
+        by_label = [
+            self.verbalizer.target_ids(label, closing=False) for label in range(len(self.verbalizer.words))
+        ]
         return [by_label[item.label] for item in items]

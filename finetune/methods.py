@@ -64,6 +64,10 @@ def rows_for(task: Task, methods: tuple[str, ...]) -> list[Row]:
         group = None
         if spec.init == "pretrained":
             group = "unified" if spec.group == "unified" else task.format
-        fills = ("unified_ppt",) if name == "ppt" and task.format == "unified" and "unified_ppt" in methods else ()
+        fills = (
+            ("unified_ppt",)
+            if name == "ppt" and task.format == "unified" and "unified_ppt" in methods
+            else ()
+        )
         rows.append(Row(name, spec.pattern, group, fills))
     return rows

@@ -91,7 +91,9 @@ def score_items(
     which = np.zeros(n, dtype=np.int64) if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int64)
     for group in micro_batches([len(item.input_ids) + prompt_len for item in items], batch_tokens):
         rows = np.asarray(group, dtype=np.int64)
-        hidden_BLD, mask_BL = _encode(backbone, [items[row] for row in rows], prompts_KPD, which[rows], device)
+        hidden_BLD, mask_BL = _encode(
+            backbone, [items[row] for row in rows], prompts_KPD, which[rows], device
+        )
         scores_BC, hits_BC = _label_scores(backbone, verbalizer, hidden_BLD, mask_BL)
         labels_B = np.asarray([items[row].label for row in rows])
         log_probs[rows] = scores_BC
@@ -156,6 +158,8 @@ def _label_scores(
             continue
         later_BTV = log_probs_after(word[:-1])[:, 1:]
         ids_T = torch.tensor(word[1:], device=device)
-        scores[:, column] += later_BTV.gather(-1, ids_T.expand(len(later_BTV), -1)[..., None])[..., 0].double().sum(1)
+        scores[:, column] += (
+            later_BTV.gather(-1, ids_T.expand(len(later_BTV), -1)[..., None])[..., 0].double().sum(1)
+        )
         hits[:, column] &= (later_BTV.argmax(-1) == ids_T).all(dim=1)
     return scores.cpu().numpy(), hits.cpu().numpy()

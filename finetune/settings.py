@@ -37,11 +37,13 @@ class FewshotSettings(Settings):
     batch_size: int = Field(default=16, ge=1)
     eval_every: int = Field(default=6, ge=1)  # optimiser steps between dev scores
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # x the embedding RMS
-    learning_rates_of: dict[str, tuple[float, ...]] = {}  # other rates for some methods
+    learning_rates_of: dict[str, tuple[float, ...]] = Field(default_factory=dict)  # other rates for some methods
     ft_learning_rates: tuple[float, ...] = (3e-6, 5e-6, 1e-5, 1e-4)
     weight_decay: float = Field(default=1e-3, ge=0)  # of prompts, decoupled
     ft_weight_decay: float = Field(default=1e-2, ge=0)  # released code
-    clip: float = Field(default=1.0, ge=0)  # gradient norm of a prompt (of all weights in full tuning); 0: off
+    clip: float = Field(
+        default=1.0, ge=0
+    )  # gradient norm of a prompt (of all weights in full tuning); 0: off
     prompt_len: int = Field(default=100, ge=1)
     init: str = "normal"  # where a method's prompt is not a pre-trained one
     count: Literal["label", "all"] = "label"  # target positions in the loss; "all" as the released code

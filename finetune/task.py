@@ -28,7 +28,7 @@ class Source(Settings):
     `unlabelled` are left out and counted.
     """
 
-    fields: dict[str, str] = {}
+    fields: dict[str, str] = Field(default_factory=dict)
     options: str | tuple[str, ...] = "options"
     label: str = "label"
     labels: tuple[str, ...] = ()
@@ -69,7 +69,9 @@ class Task(Settings):
     language: str = "en"
     format: Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
     verbalizer: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()  # names of the labels in the data, in the verbalizer's order; empty: its words
+    labels: tuple[
+        str, ...
+    ] = ()  # names of the labels in the data, in the verbalizer's order; empty: its words
     pattern: str = ""  # PT, PPT; empty in a `unified` task: its `unified` pattern
     unified: str | None = None  # Unified PPT; for multiple_choice: `pattern` where absent
     hard: str | None = None  # FT and the hybrid rows
@@ -80,7 +82,9 @@ class Task(Settings):
     max_tokens: int | None = Field(default=None, ge=16)  # encoder tokens, prompt included; None: the format's
     shorten: tuple[str, ...] = ()  # fields that are cut first when a row is too long
     max_options: int = Field(default=MAX_OPTIONS, ge=2, le=MAX_OPTIONS)  # where options are each row's own
-    shots_per_label: int | None = Field(default=None, ge=1)  # None: 8 with more than five labels, else not used
+    shots_per_label: int | None = Field(
+        default=None, ge=1
+    )  # None: 8 with more than five labels, else not used
     note: str = ""
 
     _folder: Path | None = PrivateAttr(default=None)  # of the file that a user gave by path
@@ -90,6 +94,11 @@ class Task(Settings):
     def _fill(cls, values: Any) -> Any:
         if isinstance(values, dict):
             values = dict(values)
+            for key in ("verbalizer", "labels"):
+                if any(isinstance(word, bool) for word in values.get(key) or ()):
+                    raise ValueError(
+                        f'{key} holds a bare yes, no, true or false, which YAML reads as no word; write "yes", "no"'
+                    )
             if values.get("format") == "unified" and not values.get("pattern"):
                 values["pattern"] = values.get("unified") or ""
             if values.get("format") in ("unified", "multiple_choice") and not values.get("unified"):
@@ -152,7 +161,9 @@ class Task(Settings):
         by_path = text.endswith((".yaml", ".yml")) or "/" in text
         path = Path(text) if by_path else TASKS / f"{text}.yaml"
         if not by_path and not path.exists():
-            raise UserError(f'no task "{text}"{nearest(text, shipped_tasks())}; or give the path of a task file')
+            raise UserError(
+                f'no task "{text}"{nearest(text, shipped_tasks())}; or give the path of a task file'
+            )
         values = read_yaml(path)
         values.setdefault("name", path.stem)
         task = make_settings(cls, values, str(path) if by_path else f"task {text}")

@@ -62,7 +62,9 @@ class Outcome:
         self.diverged = step
         return False
 
-    def evaluated(self, step: int, scores: Scores, snapshot: Callable[[], torch.Tensor | dict[str, torch.Tensor]]) -> None:
+    def evaluated(
+        self, step: int, scores: Scores, snapshot: Callable[[], torch.Tensor | dict[str, torch.Tensor]]
+    ) -> None:
         """Note a dev score, and keep the weights where it is the best so far."""
         dev, loss = scores.accuracy, scores.loss
         if not np.isfinite(loss):
@@ -134,7 +136,9 @@ def tune_prompts(
         going = [k in active and outcomes[k].train_loss(losses[k], step) for k in range(len(trials))]
         norms_K = bank.step(active_K=torch.tensor(going, device=device))
         if step == 0 and any(going[k] and not float(norms_K[k]) > 0 for k in active):
-            say("a prompt's gradient is zero at the first step: it does not train; is the mask `<X>` in its pattern?")
+            say(
+                "a prompt's gradient is zero at the first step: it does not train; is the mask `<X>` in its pattern?"
+            )
         advance(sum(step < n for n in steps))
     return outcomes
 

@@ -116,7 +116,9 @@ class Workshop:
         source: list[LabelledRow] = getattr(self.data(cell.task), split)
         keys = [(cell.task, which, split, int(row)) for row in rows]
         new = [key for key in dict.fromkeys(keys) if key not in self._encoded]
-        for key, row in zip(new, encode_rows(self.tokenizer(which), [source[key[3]] for key in new]), strict=True):
+        for key, row in zip(
+            new, encode_rows(self.tokenizer(which), [source[key[3]] for key in new]), strict=True
+        ):
             self._encoded[key] = row
         return self.renderer(cell.task, which, cell.row.pattern).render([self._encoded[key] for key in keys])
 
@@ -173,7 +175,9 @@ class Workshop:
             folder = root / "prompts" / group if (root / "prompts").is_dir() else root / group
             if not folder.is_dir():
                 there = sorted(path.parent.name for path in folder.parent.glob("*/prompt.json"))
-                raise UserError(f"no {group} prompt: {folder} does not exist; found {', '.join(there) or 'none'}")
+                raise UserError(
+                    f"no {group} prompt: {folder} does not exist; found {', '.join(there) or 'none'}"
+                )
             prompt_PD, info = load_prompt(folder)
             check_backbone(info, self.backbone("main"))
             if len(prompt_PD) != settings.prompt_len:
@@ -200,4 +204,3 @@ class Workshop:
         """Let go of a task's rendered rows."""
         self._encoded = {key: row for key, row in self._encoded.items() if key[0] != name}
         self._items = {key: items for key, items in self._items.items() if key[0] != name}
-

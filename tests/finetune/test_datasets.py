@@ -57,7 +57,10 @@ def test_jsonl_and_csv_plain_and_packed_give_the_same_rows(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"one": "x", "two": "y", "label": "mayb"}, 'field "label" is "mayb"; expected one of no, maybe, yes'),
+        (
+            {"one": "x", "two": "y", "label": "mayb"},
+            'field "label" is "mayb"; expected one of no, maybe, yes',
+        ),
         ({"one": "x", "two": "y", "label": 3}, 'field "label" is 3; expected one of no, maybe, yes'),
         ({"one": "x", "two": "y"}, 'field "label" is missing; found one, two'),
         ({"one": "x", "label": 1}, 'field "two" is missing; found one, label'),
@@ -94,7 +97,9 @@ def test_rows_that_repeat_or_stand_in_test_are_not_drawn_from_and_are_counted(tm
 
 def test_own_options_are_labelled_by_number_letter_or_text(tmp_path: Path) -> None:
     options = ["red", "green", "blue"]
-    rows = [{"q": f"{i}", "options": options, "label": label} for i, label in enumerate([1, "B", "green", "1"])]
+    rows = [
+        {"q": f"{i}", "options": options, "label": label} for i, label in enumerate([1, "B", "green", "1"])
+    ]
     rows.append({"q": "two", "options": ["x", "y"], "label": 0})
     data = load_task(make(tmp_path, CHOICE, rows, rows[:1]), None)
     assert [row.label for row in data.train] == [1, 1, 1, 0] and data.train[-1].options == ("x", "y")
@@ -141,7 +146,9 @@ def test_the_numbers_of_labels_json_go_before_the_task_files(tmp_path: Path) -> 
 
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
     values = {**PAIR, "local": {"unlabelled": ["-"]}}
-    data = load_task(make(tmp_path, values, [*pairs(9), {"one": "x", "two": "y", "label": "-"}], pairs(3, 100)), None)
+    data = load_task(
+        make(tmp_path, values, [*pairs(9), {"one": "x", "two": "y", "label": "-"}], pairs(3, 100)), None
+    )
     assert len(data.train) == 9 and data.counts["unlabelled"] == 1
 
 
@@ -173,7 +180,9 @@ def test_a_hub_data_set_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.
         load_task(Task.load(far), None)
 
 
-@pytest.mark.parametrize("name", ["sst2", "rte", "cb", "boolq", "race_m", "chnsenticorp", "ocnli", "c3", "tnews"])
+@pytest.mark.parametrize(
+    "name", ["sst2", "rte", "cb", "boolq", "race_m", "chnsenticorp", "ocnli", "c3", "tnews"]
+)
 def test_real_sets_are_read_whole(name: str, real_data: Path) -> None:
     task = Task.load(name)
     data = load_task(task, real_data)

@@ -12,7 +12,9 @@ from corpora.common.errors import UserError
 from finetune.results import KEY, Results, best_first, cell_name, choice_name
 
 
-def row(rate: float, dev: float = 0.5, loss: float = 1.0, chosen: bool = False, seed: int = 0) -> dict[str, Any]:
+def row(
+    rate: float, dev: float = 0.5, loss: float = 1.0, chosen: bool = False, seed: int = 0
+) -> dict[str, Any]:
     key = dict.fromkeys(KEY, "x") | {"learning_rate": rate, "seed": seed}
     values = {**key, "dev": dev, "dev_loss": loss, "chosen": chosen, **({"test": 0.9} if chosen else {})}
     return {**values, "cell": cell_name(key), "choice": choice_name(key)}

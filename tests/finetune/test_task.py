@@ -59,7 +59,9 @@ def test_a_shipped_task_has_every_pattern_and_a_source(name: str) -> None:
         ("cb", "no maybe yes", "{hypothesis} <X> {premise}", "{hypothesis} ? <X> . {premise}"),
     ],
 )
-def test_english_patterns_are_those_of_the_released_code(name: str, words: str, plain: str, hard: str) -> None:
+def test_english_patterns_are_those_of_the_released_code(
+    name: str, words: str, plain: str, hard: str
+) -> None:
     task = Task.load(name)
     assert " ".join(task.verbalizer) == words
     assert (task.pattern, task.hard) == (plain, hard)
@@ -67,9 +69,14 @@ def test_english_patterns_are_those_of_the_released_code(name: str, words: str, 
 
 def test_lengths_and_what_is_shortened_are_those_of_the_method() -> None:
     assert Task.load("boolq").encoder_tokens("plain") == 512 and Task.load("boolq").shorten == ("passage",)
-    assert Task.load("race_m").encoder_tokens("unified") == 612 and Task.load("race_h").shorten == ("article",)
+    assert Task.load("race_m").encoder_tokens("unified") == 612 and Task.load("race_h").shorten == (
+        "article",
+    )
     assert Task.load("cb").also == ("macro_f1",)
-    assert Task.load("sst2").encoder_tokens("plain") == 368 and Task.load("sst2").encoder_tokens("unified") == 768
+    assert (
+        Task.load("sst2").encoder_tokens("plain") == 368
+        and Task.load("sst2").encoder_tokens("unified") == 768
+    )
 
 
 @pytest.mark.defect(11)
@@ -100,10 +107,13 @@ def test_a_user_task_file_by_path_needs_no_names(tmp_path: Path) -> None:
         ({"verbalizer": list("abcdef"), "unified": None}, "need format: unified"),
         ({"verbalizer": [f"w{i}" for i in range(17)], "format": "unified"}, "17 labels; .* at most 16"),
         ({"format": "sentence"}, "sentence_pair"),
+        ({"verbalizer": [True, False]}, 'write "yes"'),
         ({"pattern": None}, '"pattern" is missing'),
     ],
 )
-def test_a_wrong_task_file_is_one_line_that_names_it(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_task_file_is_one_line_that_names_it(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path, **changes)
     assert "mine.yaml" in str(caught.value) and "\n" not in str(caught.value)

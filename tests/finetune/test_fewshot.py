@@ -1,0 +1,227 @@
+"""The few-shot job end to end on a random backbone of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from corpora.common.errors import UserError
+from finetune.fewshot import _chunks, plan, run_fewshot
+from finetune.methods import METHODS, rows_for
+from finetune.settings import FewshotSettings
+from finetune.task import Task
+from finetune.workshop import Workshop
+
+
+def read_rows(out: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(out) / "results.jsonl").read_text().splitlines()]
+
+
+def comparable(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {row["cell"]: {k: v for k, v in row.items() if k != "seconds"} for row in rows}
+
+
+@pytest.mark.defect(4)
+@pytest.mark.defect(11)
+def test_every_method_on_every_format_gives_chosen_rows_with_one_test_score(
+    small_run: Any, task_files: dict[str, str]
+) -> None:
+    settings = small_run(tasks=list(task_files.values()))
+    out = run_fewshot(settings)
+    rows = read_rows(out)
+    expected = {(task, method) for task in task_files for method in METHODS} - {("ten", "unified_ppt")}
+    assert {(row["task"], row["method"]) for row in rows} == expected
+    for task, method in expected:
+        for seed in settings.seeds:
+            grid = [row for row in rows if (row["task"], row["method"], row["seed"]) == (task, method, seed)]
+            assert len(grid) == len(settings.rates(method))
+            chosen = [row for row in grid if row["chosen"]]
+            assert len(chosen) == 1 and all(("test" in row) == row["chosen"] for row in grid)
+            best = min(grid, key=lambda row: (-row["dev"], row["dev_loss"], row["learning_rate"]))
+            assert chosen == [best]
+            assert 0 <= best["test"] <= 1 and 0 <= best["test_vocabulary"] <= best["test"] + 1e-9
+            assert ("test_f1" in best) == (task == "pair")
+            lines = (out / "predictions" / f"{best['cell']}.jsonl").read_text().splitlines()
+            assert len(lines) == best["n_test"] == 13
+            found = [json.loads(line) for line in lines]
+            assert best["test"] == pytest.approx(sum(f["label"] == f["prediction"] for f in found) / 13)
+    for row in rows:
+        curve = [
+            json.loads(line) for line in (out / "curves" / f"{row['cell']}.jsonl").read_text().splitlines()
+        ]
+        assert curve[0]["step"] == 0 and curve[-1]["step"] == row["steps"]
+        assert row["dev"] == max(point["dev"] for point in curve)
+    ten = [row for row in rows if row["task"] == "ten"]
+    assert {row["n_train"] for row in ten} == {20} and {row["n_dev"] for row in ten} == {20}
+    assert {tuple(row["fills"]) for row in ten if row["method"] == "ppt"} == {("unified_ppt",)}
+    assert {row["n_train"] for row in rows if row["task"] != "ten"} == {12}
+
+
+def test_a_chosen_prompt_on_disk_is_the_one_that_was_scored_and_holds_its_task(small_run: Any) -> None:
+    from pretrain.artifact import load_prompt, prompt_fingerprint
+
+    out = run_fewshot(small_run(methods=["ft", "hybrid_ppt"], seeds=[0]))
+    rows = [row for row in read_rows(out) if row["chosen"]]
+    row = next(row for row in rows if row["method"] == "hybrid_ppt")
+    prompt_PD, info = load_prompt(out / "prompts" / row["cell"])
+    assert prompt_fingerprint(prompt_PD) == row["prompt"]
+    assert info.task["hard"] == row["hard_prompt"] and info.task["used_pattern"] == "hard"
+    assert (info.step, info.seed, info.dev_score) == (row["step"], row["seed"], row["dev"])
+    task = {name: value for name, value in info.task.items() if name != "used_pattern"}
+    assert Task.model_validate(task).verbalizer == ("bad", "good")  # enough to predict with
+    assert not any((out / "prompts" / r["cell"]).exists() for r in rows if r["method"] == "ft")
+
+
+def test_a_run_started_again_skips_what_is_done_and_gives_the_same_rows(small_run: Any) -> None:
+    settings = small_run(methods=["ft", "vanilla_pt", "lm_adaption", "ppt"], prompts_together=4)
+    out = run_fewshot(settings)
+    path = out / "results.jsonl"
+    whole = read_rows(out)
+    before = path.read_bytes()
+    run_fewshot(settings)
+    assert path.read_bytes() == before
+    kept = before.splitlines(keepends=True)
+    path.write_bytes(b"".join(kept[:5]) + kept[5][:30])  # as a kill leaves it
+    run_fewshot(settings)
+    assert comparable(read_rows(out)) == comparable(whole)
+
+
+def test_a_wider_grid_runs_only_what_is_new_and_chooses_among_all(small_run: Any) -> None:
+    out = run_fewshot(small_run(methods=["vanilla_pt"], learning_rates=[0.1]))
+    old = {row["cell"] for row in read_rows(out)}
+    wide = run_fewshot(small_run(methods=["vanilla_pt"], learning_rates=[0.1, 0.5, 2.0]))
+    rows = read_rows(wide)
+    assert wide == out and len(rows) == 6 and old < {row["cell"] for row in rows}
+    for seed in (0, 1):
+        grid = [row for row in rows if row["seed"] == seed]
+        (chosen,) = (row for row in grid if row["chosen"])
+        assert chosen["dev"] == max(row["dev"] for row in grid)
+        assert all(("test" in row) == row["chosen"] for row in grid)
+
+
+def test_several_processes_give_the_same_rows(small_run: Any, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "methods": ["vanilla_pt", "ppt"],
+        "prompts_together": 4,
+        "learning_rates": [0.1],
+    }
+    torch.set_num_threads(1)
+    one = run_fewshot(small_run(**changes, out=str(tmp_path / "one")))
+    two = run_fewshot(small_run(**changes, prompts_together=2, out=str(tmp_path / "two"), processes=2))
+    first, second = comparable(read_rows(one)), comparable(read_rows(two))
+    assert first.keys() == second.keys()
+    for cell, row in first.items():
+        assert second[cell]["chosen"] == row["chosen"] and second[cell]["step"] == row["step"]
+        assert second[cell]["dev_loss"] == pytest.approx(row["dev_loss"], abs=1e-4)
+
+
+@pytest.mark.defect(11)
+def test_a_curve_over_numbers_of_examples_has_a_row_for_each(small_run: Any) -> None:
+    out = run_fewshot(small_run(methods=["vanilla_pt"], seeds=[0], learning_rates=[0.1], shots=[4, 8, 16]))
+    rows = read_rows(out)
+    assert [row["shots"] for row in rows] == [4, 8, 16] and {row["n_dev"] for row in rows} == {12}
+    assert [row["steps"] for row in rows] == [3, 3, 6]
+
+
+def test_unified_ppt_is_not_run_twice_where_it_is_the_same_run(task_files: dict[str, str]) -> None:
+    ten, mood = Task.load(task_files["ten"]), Task.load(task_files["mood"])
+    rows = {row.method: row for row in rows_for(ten, tuple(METHODS))}
+    assert "unified_ppt" not in rows and rows["ppt"].fills == ("unified_ppt",)
+    assert rows["ppt"].group == rows["hybrid_ppt"].group == "unified" and rows["vanilla_pt"].group is None
+    assert rows_for(ten, ("unified_ppt",))[0].method == "unified_ppt"
+    rows = {row.method: row for row in rows_for(mood, tuple(METHODS))}
+    assert rows["ppt"].group == "single_text" and rows["unified_ppt"].group == "unified"
+    assert {name: row.pattern for name, row in rows.items()} == {
+        "ft": "hard", "vanilla_pt": "plain", "hybrid_pt": "hard", "lm_adaption": "plain", "ppt": "plain",
+        "hybrid_ppt": "hard", "unified_ppt": "unified",
+    }  # fmt: skip
+
+
+def test_chunks_hold_whole_choices_and_depend_on_nothing_but_the_cells() -> None:
+    sets: list[Any] = [[(i, rate) for rate in range(4)] for i in range(10)]
+    chunks = _chunks(sets, 16)
+    assert [len(chunk) for chunk in chunks] == [12, 12, 12, 4] or max(map(len, chunks)) <= 16
+    assert [cell for chunk in chunks for cell in chunk] == [cell for cells in sets for cell in cells]
+    assert all(len(chunk) % 4 == 0 for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rates": [0.1, 0.0]}, "a learning rate of vanilla_pt is 0; nothing would train"),
+        ({"methods": ["ptp"]}, 'no method "ptp"; did you mean "ppt"'),
+        ({"seeds": []}, "expected one or more"),
+        ({"init": "norml"}, 'did you mean "normal"'),
+    ],
+)
+def test_impossible_settings_are_refused_at_the_start(
+    small_run: Any, changes: dict[str, Any], message: str
+) -> None:
+    from corpora.common.settings import make_settings
+
+    values = {**small_run(methods=["vanilla_pt"]).model_dump(), **changes}
+    with pytest.raises(UserError, match=message):
+        make_settings(FewshotSettings, values, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": None}, "the setting prompts is not given"),
+        ({"prompts": "nowhere"}, "nowhere/single_text does not exist; found none"),
+        ({"lm_backbone": None}, "lm_adaption needs lm_backbone"),
+        ({"shots": 500}, "60 rows to draw from, 512 asked for"),
+        ({"prompt_len": 5}, "has 4 tokens and prompt_len is 5"),
+        ({"tasks": ["nosuch"]}, 'no task "nosuch"'),
+        ({"backbone": "nowhere"}, "nowhere"),
+        (
+            {"tasks": ["sst2"], "data": "nowhere"},
+            "no data for task sst2: looked for nowhere/sst2/train.jsonl",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_no_run_behind(
+    small_run: Any, changes: dict[str, Any], message: str
+) -> None:
+    settings = small_run(**changes)
+    with pytest.raises(UserError, match=message) as caught:
+        run_fewshot(settings)
+    assert "\n" not in str(caught.value) and not Path(settings.out).exists()
+
+
+def test_a_prompt_of_another_backbone_is_refused_by_both_names(
+    small_run: Any, backbone_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from transformers import T5ForConditionalGeneration
+
+    other = tmp_path / "other"
+    shutil.copytree(backbone_dir, other)
+    model = T5ForConditionalGeneration.from_pretrained(backbone_dir)
+    with torch.no_grad():
+        model.shared.weight.mul_(1.5)
+    model.save_pretrained(other)
+    with pytest.raises(UserError) as caught:
+        run_fewshot(small_run(backbone=str(other), methods=["ppt"]))
+    assert "other" in str(caught.value) and "tiny" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["bad", "бад"], "бад"), (["good", "good "], "same ids"), (["good", "good"], "twice")],
+)
+def test_label_words_that_cannot_be_told_apart_or_spelt_are_refused(
+    small_run: Any, task_files: dict[str, str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    values = yaml.safe_load(Path(task_files["mood"]).read_text())
+    path = tmp_path / "odd.yaml"
+    path.write_text(yaml.safe_dump({**values, "verbalizer": words}))
+    with pytest.raises(UserError, match=message) as caught:
+        plan(Workshop(small_run(tasks=[str(path)], data={"odd": str(Path(task_files["mood"]).parent)})))
+    assert "odd" in str(caught.value)
