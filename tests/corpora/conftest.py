@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from corpora.common.errors import PPTError
+from corpora.common.rng import generator
 
 NOBODY = 65534
 
@@ -53,3 +56,39 @@ def without_rights(tmp_path: Path) -> Callable[[Callable[[], object]], tuple[int
         return answer
 
     return run
+
+
+@pytest.fixture
+def made_store() -> Callable[..., SimpleNamespace]:
+    """Make the arrays of a store, without files: random token ids, or the ids that a test gives.
+
+    `made_store(docs)` takes a list of documents, each a list of units: a number of tokens (random ids), a list of
+    ids, or None for a unit that was dropped before it reached the store (it leaves a gap in the positions).
+    """
+
+    def make(docs: Sequence[Sequence[int | Sequence[int] | None]], chars: int = 40) -> SimpleNamespace:
+        rng = generator(5, "made_store")
+        ids, position, sizes = [], [], []
+        for doc in docs:
+            there = [(place, unit) for place, unit in enumerate(doc) if unit is not None]
+            sizes.append(len(there))
+            for place, unit in there:
+                position.append(place)
+                ids.append(rng.integers(10, 30_000, unit) if isinstance(unit, int) else np.array(unit))
+        lengths = np.array([len(one) for one in ids], np.int32)
+        tokens = np.concatenate([np.empty(0, np.int64), *ids]).astype(np.uint16)
+        unit_offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return SimpleNamespace(
+            n_units=len(ids),
+            n_docs=len(docs),
+            tokens=tokens,
+            unit_offsets=unit_offsets,
+            lengths=lengths,
+            position=np.array(position, np.int32),
+            n_chars=np.full(len(ids), chars, np.int32),
+            doc_of_unit=np.repeat(np.arange(len(docs)), sizes),
+            doc_offsets=np.concatenate([[0], np.cumsum(sizes)]),
+            unit_ids=lambda unit: tokens[unit_offsets[unit] : unit_offsets[unit + 1]],
+        )
+
+    return make
