@@ -327,14 +327,24 @@ def test_every_number_has_a_command_that_the_shell_reads(tmp_path: Path) -> None
 
 
 def test_chinese_names_are_drawn_or_reported_never_an_error(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = report([write_run(tmp_path / "run", made_rows(("情感", "cb")))], tmp_path / "out")
-    assert "情感" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-    from finetune.report_plots import missing_glyphs
+    from finetune import report_plots
 
-    assert bool(missing_glyphs(["情感"])) == any("no font" in warning for warning in result.warnings)
+    run = write_run(tmp_path / "run", made_rows(("情感", "cb")))
+    here = report([run], tmp_path / "out")
+    assert bool(report_plots.missing_glyphs(["情感"])) == any(
+        "no font" in warning for warning in here.warnings
+    )
+    monkeypatch.setattr(report_plots, "fonts", lambda: ("DejaVu Sans",))  # as a machine without Chinese fonts
+    without = report([run], tmp_path / "without")
+    assert any("no font of this machine draws 情感" in warning for warning in without.warnings)
+    assert "情感" in (tmp_path / "without" / "report.html").read_text(encoding="utf-8")
+    assert not [
+        warning
+        for warning in recwarn
+        if "Glyph" in str(warning.message) or "findfont" in str(warning.message)
+    ]
 
 
 @pytest.mark.parametrize(
