@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from corpora.common.rng import generator
-from finetune.settings import FewshotSettings
+
+if TYPE_CHECKING:
+    from finetune.settings import FewshotSettings
 
 PROMPT_LEN = 4
 CHOICE = "{options} ? The correct one is <X>"
@@ -119,6 +121,8 @@ def prompts_dir(tmp_path_factory: pytest.TempPathFactory, backbone_dir: Path) ->
 @pytest.fixture
 def small_run(tmp_path: Path, backbone_dir: Path, prompts_dir: Path, task_files: dict[str, str]) -> Any:
     """Makes settings of a run that takes seconds; keyword arguments change them."""
+
+    from finetune.settings import FewshotSettings
 
     def make(**changes: Any) -> FewshotSettings:
         values: dict[str, Any] = {
