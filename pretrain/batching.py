@@ -1,0 +1,132 @@
+"""Batches of examples: padding, masks, targets, groups of similar length under a token budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from corpora.formats import Example
+
+IntArray = npt.NDArray[np.int32]
+Count = Literal["label", "all"]  # which target positions the loss counts
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples as tensors; L is the longest input, T the longest target.
+
+    Attributes:
+        input_ids_BL: [B, L] int64 encoder ids, padded at the end.
+        mask_BL: [B, L] bool, true where an id stands.
+        prompt_ids_B: [B] int64, which prompt of the bank each example uses.
+        decoder_ids_BT: [B, T] int64: the start id, then the target ids moved by one.
+        target_ids_BT: [B, T] int64.
+        target_weights_BT: [B, T] float32, 1 where the loss counts, else 0.
+        labels_B: [B] int64, -1 where examples came without labels.
+        example_weights_B: [B] float32, weight of each example in the loss.
+    """
+
+    input_ids_BL: torch.Tensor
+    mask_BL: torch.Tensor
+    prompt_ids_B: torch.Tensor
+    decoder_ids_BT: torch.Tensor
+    target_ids_BT: torch.Tensor
+    target_weights_BT: torch.Tensor
+    labels_B: torch.Tensor
+    example_weights_B: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)}
+        return Batch(**moved)
+
+
+def collate(
+    examples: Sequence[Example | IntArray],
+    prompt_ids: Sequence[int],
+    target_ids: Sequence[IntArray],
+    pad_id: int,
+    start_id: int,
+    count: Count = "label",
+    example_weights: Sequence[float] | None = None,
+) -> Batch:
+    """Put examples into one padded batch.
+
+    Args:
+        examples: B rendered examples, or their bare input ids.
+        prompt_ids: B numbers of prompts.
+        target_ids: B arrays `<extra_id_0> label...`; with the closing `<extra_id_1>` only where `count` is `all`.
+        pad_id: id of padding.
+        start_id: the decoder's first input.
+        count: `label`: the loss counts what follows the constant first sentinel; `all`: every target position, as
+            the released code does.
+        example_weights: B weights; None: 1 each.
+
+    Returns:
+        The batch, on the CPU.
+    """
+    if not examples:
+        raise ValueError("a batch needs at least one example")
+    inputs = [example.input_ids if isinstance(example, Example) else example for example in examples]
+    labels = [example.label if isinstance(example, Example) else -1 for example in examples]
+    n, longest, targets = len(inputs), max(map(len, inputs)), max(map(len, target_ids))
+    input_ids = np.full((n, longest), pad_id, dtype=np.int64)
+    mask = np.zeros((n, longest), dtype=bool)
+    decoder_ids = np.full((n, targets), pad_id, dtype=np.int64)
+    wanted = np.full((n, targets), pad_id, dtype=np.int64)
+    weights = np.zeros((n, targets), dtype=np.float32)
+    for row, (ids, target) in enumerate(zip(inputs, target_ids, strict=True)):
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+        decoder_ids[row, 0] = start_id
+        decoder_ids[row, 1 : len(target)] = target[:-1]
+        wanted[row, : len(target)] = target
+        weights[row, 0 if count == "all" else 1 : len(target)] = 1.0
+    given = (
+        np.ones(n, dtype=np.float32) if example_weights is None else np.asarray(example_weights, np.float32)
+    )
+    return Batch(
+        input_ids_BL=torch.from_numpy(input_ids),
+        mask_BL=torch.from_numpy(mask),
+        prompt_ids_B=torch.from_numpy(np.asarray(prompt_ids, np.int64)),
+        decoder_ids_BT=torch.from_numpy(decoder_ids),
+        target_ids_BT=torch.from_numpy(wanted),
+        target_weights_BT=torch.from_numpy(weights),
+        labels_B=torch.tensor(labels, dtype=torch.int64),
+        example_weights_B=torch.from_numpy(given),
+    )
+
+
+def example_losses(logits_BTV: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross entropy of each example, [B] float32: the mean over its counted target positions."""
+    losses_BT = torch.nn.functional.cross_entropy(
+        logits_BTV.float().flatten(0, 1), batch.target_ids_BT.flatten(), reduction="none"
+    ).view_as(batch.target_weights_BT)
+    return (losses_BT * batch.target_weights_BT).sum(1) / batch.target_weights_BT.sum(1)
+
+
+def micro_batches(lengths: Sequence[int] | npt.NDArray[np.integer], batch_tokens: int) -> list[list[int]]:
+    """Cut examples into groups of similar length whose padded size stays within a budget.
+
+    Args:
+        lengths: encoder tokens of each of N examples, the prompt included.
+        batch_tokens: encoder tokens of a group, padding included; one longer example makes a group of its own.
+
+    Returns:
+        Groups of example numbers, together 0..N-1, shortest first; the same for the same lengths.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    groups: list[list[int]] = []
+    for number in order.tolist():
+        # Lengths ascend, so the newcomer is the longest of its group.
+        if groups and (len(groups[-1]) + 1) * int(lengths[number]) <= batch_tokens:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups

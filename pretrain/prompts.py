@@ -1,0 +1,261 @@
+"""Soft prompts: where they start, how they enter the input, and the bank that trains many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from corpora.common.errors import UserError, nearest
+from corpora.common.progress import say
+from corpora.tokenizer import Tokenizer
+from pretrain.backbone import Backbone
+
+FREQUENT = 5000  # most frequent words that `vocabulary` samples from (Lester et al. 2021)
+HARDLY = 1e-4  # x embedding RMS; after three updates at the usual rates prompts have moved by 0.03 or more
+BETAS = (0.9, 0.999)  # of Adam; the released code leaves the library's defaults
+
+
+def insert_prompts(
+    prompts_KPD: torch.Tensor, embeds_BLD: torch.Tensor, mask_BL: torch.Tensor, prompt_ids_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put each example's prompt before its input embeddings.
+
+    Args:
+        prompts_KPD: [K, P, D] soft prompts, in the backbone's embedding space.
+        embeds_BLD: [B, L, D] input embeddings.
+        mask_BL: [B, L] true where a token stands.
+        prompt_ids_B: [B] which of the K prompts each example uses.
+
+    Returns:
+        [B, P + L, D] in the dtype of `embeds_BLD`, and its mask [B, P + L].
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if prompts_KPD.shape[2] != embeds_BLD.shape[2]:
+        raise ValueError(
+            f"prompts are {prompts_KPD.shape[2]} wide, the input embeddings {embeds_BLD.shape[2]}"
+        )
+    own_BPD = prompts_KPD[prompt_ids_B].to(embeds_BLD.dtype)
+    ones_BP = torch.ones(own_BPD.shape[:2], dtype=mask_BL.dtype, device=mask_BL.device)
+    return torch.cat([own_BPD, embeds_BLD], dim=1), torch.cat([ones_BP, mask_BL], dim=1)
+
+
+def _word_pieces(tokenizer: Tokenizer) -> np.ndarray:
+    """Ids of pieces that are words or parts of words, most frequent first, at most 5,000.
+
+    Sentencepiece orders its pieces by falling probability, so low ids are the frequent ones.
+    """
+    pieces = tokenizer.pieces(range(tokenizer.size))
+    known = [
+        number
+        for number, piece in enumerate(pieces)
+        if not (piece.startswith("<") and piece.endswith(">")) and any(map(str.isalnum, piece))
+    ]
+    return np.array(known[:FREQUENT], dtype=np.int64)
+
+
+def _embedding_rows(backbone: Backbone, ids: np.ndarray) -> torch.Tensor:
+    weight_VD = backbone.model.get_input_embeddings().weight.detach()
+    return weight_VD[torch.from_numpy(ids).to(weight_VD.device)].float().cpu()
+
+
+def _normal(
+    backbone: Backbone, tokenizer: Tokenizer, prompt_len: int, rng: np.random.Generator, words: Sequence[str]
+) -> torch.Tensor:
+    drawn = rng.standard_normal((prompt_len, backbone.d_model)) * backbone.embedding_rms
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def _vocabulary(
+    backbone: Backbone, tokenizer: Tokenizer, prompt_len: int, rng: np.random.Generator, words: Sequence[str]
+) -> torch.Tensor:
+    known = _word_pieces(tokenizer)
+    return _embedding_rows(backbone, rng.choice(known, size=prompt_len, replace=len(known) < prompt_len))
+
+
+def _label_words(
+    backbone: Backbone, tokenizer: Tokenizer, prompt_len: int, rng: np.random.Generator, words: Sequence[str]
+) -> torch.Tensor:
+    rows = _vocabulary(backbone, tokenizer, prompt_len, rng, words)
+    for row, word in enumerate(words[:prompt_len]):
+        ids = np.array(tokenizer.word_ids(word), dtype=np.int64)
+        rows[row] = _embedding_rows(backbone, ids).mean(0)
+    return rows
+
+
+Initialiser = Callable[[Backbone, Tokenizer, int, np.random.Generator, Sequence[str]], torch.Tensor]
+INITIALISERS: dict[str, Initialiser] = {
+    "normal": _normal,  # N(0, RMS of the embedding table)
+    "vocabulary": _vocabulary,  # embeddings sampled from the 5,000 most frequent words
+    "label_words": _label_words,  # a row a label word (mean of its pieces), the rest as `vocabulary`
+}
+
+
+def init_prompt(
+    name: str,
+    backbone: Backbone,
+    tokenizer: Tokenizer,
+    prompt_len: int,
+    rng: np.random.Generator,
+    words: Sequence[str] = (),
+) -> torch.Tensor:
+    """Make the start of a prompt.
+
+    Args:
+        name: `normal`, `vocabulary` or `label_words`.
+        backbone: whose embedding space the prompt lives in.
+        tokenizer: of the backbone.
+        prompt_len: P.
+        rng: what is drawn from.
+        words: label words, for `label_words`.
+
+    Returns:
+        [P, D] float32 on the CPU.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in INITIALISERS:
+        raise UserError(f'"{name}" is no initialisation of a prompt{nearest(name, INITIALISERS)}')
+    return INITIALISERS[name](backbone, tokenizer, prompt_len, rng, words)
+
+
+class PromptBank:
+    """K prompts that train side by side, each as if it were alone, with an AdamW over all of them.
+
+    What AdamW sees is `u = prompt / embedding_rms`: learning rate, weight decay, clip and eps are in units of the
+    backbone's own embedding scale, so one setting serves every backbone (method: the scale trap).
+
+    Attributes:
+        prompts_KPD: [K, P, D] float32 leaf that asks for a gradient, in the backbone's embedding space.
+    """
+
+    def __init__(
+        self,
+        prompts_KPD: torch.Tensor,
+        learning_rates_K: Sequence[float],
+        weight_decay: float = 0.0,
+        clip: float = 0.0,
+        eps: float = 1e-8,
+        embedding_rms: float = 1.0,
+    ) -> None:
+        """Make a bank.
+
+        Args:
+            prompts_KPD: where the prompts start; copied.
+            learning_rates_K: K learning rates, x embedding RMS.
+            weight_decay: decoupled, in u's space.
+            clip: largest norm of each prompt's own gradient in u's space; 0 turns clipping off.
+            eps: of Adam, in u's space.
+            embedding_rms: RMS of the backbone's embedding table.
+
+        Raises:
+            ValueError: K differs between prompts and rates.
+        """
+        if len(learning_rates_K) != len(prompts_KPD):
+            raise ValueError(f"{len(prompts_KPD)} prompts with {len(learning_rates_K)} learning rates")
+        device = prompts_KPD.device
+        self.prompts_KPD = prompts_KPD.detach().float().clone().requires_grad_(True)
+        self.learning_rates_K = torch.tensor(list(learning_rates_K), dtype=torch.float64, device=device)
+        self.weight_decay, self.clip, self.eps, self.rms = weight_decay, clip, eps, embedding_rms
+        self._mean_KPD = torch.zeros_like(self.prompts_KPD, requires_grad=False)
+        self._square_KPD = torch.zeros_like(self._mean_KPD)
+        self._steps_K = torch.zeros(len(prompts_KPD), dtype=torch.int64, device=device)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.prompts_KPD.grad = None
+
+    @torch.no_grad()
+    def step(
+        self, lr_scale_K: torch.Tensor | float | None = None, active_K: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Update the active prompts with their gradients.
+
+        Args:
+            lr_scale_K: [K] or one factor of the learning rates, for schedules.
+            active_K: [K] bool; the others keep prompt, moments and count of updates as they are.
+
+        Returns:
+            [K] norms of the prompts' gradients in u's space, before clipping.
+        """
+        grad = self.prompts_KPD.grad
+        if grad is None:
+            raise ValueError("the prompts have no gradient: no loss was propagated")
+        k = len(grad)
+        active = torch.ones(k, dtype=torch.bool, device=grad.device) if active_K is None else active_K
+        grad_KPD = grad * self.rms  # d loss / d u
+        norms_K = grad_KPD.flatten(1).norm(dim=1)
+        if self.clip > 0:
+            grad_KPD = grad_KPD * (self.clip / (norms_K + 1e-6)).clamp(max=1.0)[:, None, None]
+        rates_K = self.learning_rates_K if lr_scale_K is None else self.learning_rates_K * lr_scale_K
+        count_K = self._steps_K + 1
+        mean_KPD = torch.lerp(self._mean_KPD, grad_KPD, 1 - BETAS[0])
+        square_KPD = self._square_KPD * BETAS[1] + grad_KPD.square() * (1 - BETAS[1])
+
+        def shaped(values_K: torch.Tensor) -> torch.Tensor:
+            return values_K.to(torch.float32)[:, None, None]
+
+        correction1_K, correction2_K = (1 - beta ** count_K.double() for beta in BETAS)
+        denominator = square_KPD.sqrt() / shaped(correction2_K.sqrt()) + self.eps
+        moved_KPD = self.prompts_KPD * shaped(1 - rates_K * self.weight_decay)
+        moved_KPD -= shaped(rates_K * self.rms / correction1_K) * mean_KPD / denominator
+        chosen = active[:, None, None]
+        self._mean_KPD = torch.where(chosen, mean_KPD, self._mean_KPD)
+        self._square_KPD = torch.where(chosen, square_KPD, self._square_KPD)
+        self._steps_K = torch.where(active, count_K, self._steps_K)
+        self.prompts_KPD.copy_(torch.where(chosen, moved_KPD, self.prompts_KPD))
+        return norms_K
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that training goes on from, as tensors."""
+        return {
+            "prompts": self.prompts_KPD.detach().clone(),
+            "mean": self._mean_KPD.clone(),
+            "square": self._square_KPD.clone(),
+            "steps": self._steps_K.clone(),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: the shapes are those of another bank.
+        """
+        if state["prompts"].shape != self.prompts_KPD.shape:
+            raise ValueError(
+                f"state of prompts {tuple(state['prompts'].shape)}, bank {tuple(self.prompts_KPD.shape)}"
+            )
+        self.prompts_KPD.copy_(state["prompts"])
+        self._mean_KPD.copy_(state["mean"])
+        self._square_KPD.copy_(state["square"])
+        self._steps_K.copy_(state["steps"])
+
+
+def check_prompts_train(start_KPD: torch.Tensor, bank: PromptBank) -> None:
+    """Refuse to go on with prompts that do not train; warn when they hardly do.
+
+    Args:
+        start_KPD: [K, P, D] the prompts before the first update.
+        bank: the bank after a few updates.
+
+    Raises:
+        UserError: a prompt has not moved, or is not finite.
+    """
+    moved_K = (bank.prompts_KPD.detach() - start_KPD).flatten(1).square().mean(1).sqrt() / bank.rms
+    for k, moved in enumerate(moved_K.tolist()):
+        rate = float(bank.learning_rates_K[k])
+        if not moved > 0:  # NaN too
+            raise UserError(
+                f"prompt {k} does not train: after {int(bank._steps_K[k])} updates at {rate} x embedding RMS it has "
+                "not moved; check that its loss depends on it and raise the learning rate"
+            )
+        if moved < HARDLY:
+            say(
+                f"warning: prompt {k} hardly moves ({moved:.1e} x embedding RMS so far at learning rate {rate}); "
+                "rates are in units of the embedding RMS, usual ones lie between 0.03 and 1"
+            )
