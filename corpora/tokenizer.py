@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -366,9 +366,3 @@ def _from_hub(name: str) -> Tokenizer:
             extra = _extra_ids(Path(config).parent) if config is not None else SENTINELS
             return SentencePieceTokenizer(Path(model), name, extra)
     return HubTokenizer(attempt(lambda: AutoTokenizer.from_pretrained(name)), name)
-
-
-def unknown_share(tokenizer: Tokenizer, ids: Sequence[IntArray]) -> float:
-    """Share of tokens that are `<unk>`: T5's vocabulary makes 42 % of Chinese text so."""
-    total = sum(len(one) for one in ids)
-    return sum(int((one == tokenizer.unk_id).sum()) for one in ids) / total if total else 0.0

@@ -132,9 +132,9 @@ def make_views(
     Args:
         store: all units.
         limits: which of them to keep.
-        seed: of the split; a document keeps its place in the order for every format, so sides hardly differ
-            between formats.
-        validation: share of documents held out; at least `MIN_HELD_OUT`, or half of all where there are fewer.
+        seed: of the split, which is one for all formats.
+        validation: share of the store's documents held out; where fewer than `MIN_HELD_OUT` of them are usable, more
+            are (half of the usable at most).
 
     Returns:
         The views "train" and "validation", and how many units were dropped by reason.
@@ -151,16 +151,16 @@ def make_views(
             per_doc.sum() - per_doc[kept_docs].sum()
         ),
     }
-    n_held_out = round(validation * len(kept_docs))
+    order = np.argsort(generator(seed, "split").random(store.n_docs), kind="stable")
+    usable_docs = np.zeros(store.n_docs, np.bool_)
+    usable_docs[kept_docs] = True
+    n_held_out = int(usable_docs[order[: round(validation * store.n_docs)]].sum())
     if validation > 0:
         n_held_out = max(n_held_out, min(MIN_HELD_OUT, len(kept_docs) // 2))
-    order = generator(seed, "split").random(store.n_docs)
     held_out = np.zeros(store.n_docs, np.bool_)
-    held_out[kept_docs[np.argsort(order[kept_docs], kind="stable")[:n_held_out]]] = True
-    kept = np.zeros(store.n_docs, np.bool_)
-    kept[kept_docs] = True
+    held_out[order[usable_docs[order]][:n_held_out]] = True
     views = {}
-    for side, docs in (("train", kept & ~held_out), ("validation", held_out)):
+    for side, docs in (("train", usable_docs & ~held_out), ("validation", held_out)):
         units = np.flatnonzero(usable & docs[doc_of_unit])
         starts = np.concatenate([[0], np.cumsum(per_doc[docs])]).astype(np.int64)
         views[side] = StoreView(store, units, starts, side)

@@ -1,0 +1,134 @@
+"""Tests of corpora/draws.py: what holds for the examples of every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from corpora import draws, view
+from corpora.common.errors import UserError
+from corpora.drawn import Drawn
+from corpora.draws import PLANS, draw, draw_block, n_blocks
+
+Maker = Callable[..., SimpleNamespace]
+PAIRED = ("sentence_pair", "multiple_choice", "unified")
+
+
+@pytest.fixture
+def store(made_store: Maker) -> SimpleNamespace:
+    return made_store([[7 + (doc + unit) % 9 for unit in range(6 + doc % 7)] for doc in range(300)])
+
+
+def options_of(drawn: Drawn) -> list[list[int]]:
+    return [part.tolist() for part in np.split(drawn.options, drawn.offsets[1:-1])]
+
+
+@pytest.mark.parametrize("format", PAIRED)
+def test_each_unit_asks_exactly_once(store: SimpleNamespace, format: str) -> None:
+    drawn = draw(format, store, 0)
+    assert np.sort(drawn.query).tolist() == list(range(store.n_units))
+    assert drawn.dropped == {}
+
+
+@pytest.mark.parametrize("format", PAIRED)
+def test_partners_come_from_the_side_of_their_query(store: SimpleNamespace, format: str) -> None:
+    drawn = draw(format, store, 0)
+    side_of = np.zeros(store.n_docs, np.int64)
+    side_of[store.doc_of_unit[drawn.query]] = drawn.validation
+    held = np.repeat(drawn.validation, np.diff(drawn.offsets))
+    assert 0 < drawn.validation.sum() < len(drawn)
+    assert (side_of[store.doc_of_unit[drawn.options]] == held).all()
+    assert (side_of[store.doc_of_unit[drawn.query]] == drawn.validation).all()
+
+
+@pytest.mark.defect(6)
+@pytest.mark.parametrize("format", PAIRED)
+def test_the_same_seed_draws_the_same_and_another_does_not(store: SimpleNamespace, format: str) -> None:
+    one, two, other = (draw(format, store, seed) for seed in (0, 0, 1))
+    for name in ("query", "options", "offsets", "label", "validation"):
+        assert (getattr(one, name) == getattr(two, name)).all()
+    assert one.label.tolist() != other.label.tolist()
+
+
+@pytest.mark.defect(6)
+@pytest.mark.parametrize("format", PAIRED)
+def test_blocks_can_be_drawn_in_any_order_by_anyone(
+    store: SimpleNamespace, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "BLOCK", 500)
+    whole = draw(format, store, 0)
+    sides, _ = view.make_views(store, view.LIMITS[format], 0, 0.05)
+    units = sides["train"]
+    found = {}
+    for number in reversed(range(n_blocks(PLANS[format](units)))):  # a worker of its own for each block
+        found[number] = draw_block(format, units, PLANS[format](units), 0, number)
+    assert len(found) > 3
+    query = np.concatenate([units.units[found[number].query] for number in sorted(found)])
+    options = np.concatenate([units.units[found[number].options] for number in sorted(found)])
+    assert (whole.query[: len(query)] == query).all() and (whole.options[: len(options)] == options).all()
+
+
+@pytest.mark.defect(6)
+def test_every_block_has_a_stream_of_its_own(store: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "BLOCK", 100)
+    units = view.make_views(store, view.LIMITS["sentence_pair"], 0, 0.05)[0]["train"]
+    plan = PLANS["sentence_pair"](units)
+    labels = [draw_block("sentence_pair", units, plan, 0, number).label.tolist() for number in range(10)]
+    assert len({tuple(one) for one in labels}) == 10
+
+
+@pytest.mark.parametrize("format", PAIRED)
+def test_a_unit_without_neighbour_never_asks_but_still_answers(made_store: Maker, format: str) -> None:
+    """The middle unit of each document stood between two that were dropped."""
+    store = made_store([[9, 9, 9, 2, 9, 2, 9, 9, 9] for _ in range(60)])
+    lonely = np.flatnonzero(store.position == 4)
+    drawn = draw(format, store, 0)
+    assert not np.isin(lonely, drawn.query).any()
+    assert np.isin(lonely, drawn.options).any()
+    assert drawn.dropped["queries without a neighbour"] == 60
+    assert len(drawn) == 60 * 6
+
+
+@pytest.mark.defect(7)
+@pytest.mark.parametrize(
+    ("format", "n_docs", "reason"),
+    [
+        ("sentence_pair", 1, "examples without another document"),
+        ("multiple_choice", 4, "examples without enough other documents"),
+        ("unified", 3, "examples without enough other documents"),
+    ],
+)
+def test_too_few_documents_end_in_counted_drops(
+    made_store: Maker, format: str, n_docs: int, reason: str
+) -> None:
+    store = made_store([[9] * 8] * n_docs)
+    drawn = draw(format, store, 0, validation=0.0)
+    assert drawn.dropped[reason] == n_docs * 8 - len(drawn) > 0
+    if format == "multiple_choice":
+        assert len(drawn) == 0
+    if format == "unified":  # two options want no other document, three want one
+        assert set(np.diff(drawn.offsets).tolist()) == {2, 3, 4}
+
+
+@pytest.mark.parametrize("format", PAIRED)
+def test_an_empty_store_draws_nothing(made_store: Maker, format: str) -> None:
+    drawn = draw(format, made_store([]), 0)
+    assert len(drawn) == 0 and drawn.offsets.tolist() == [0]
+
+
+def test_unknown_formats_and_single_text_without_labels_are_refused(made_store: Maker) -> None:
+    with pytest.raises(UserError, match='did you mean "unified"'):
+        draw("unifid", made_store([[9] * 6]), 0)
+    with pytest.raises(UserError, match="needs pseudo-labels"):
+        draw("single_text", made_store([[9] * 6]), 0)
+
+
+def test_lines_state_sizes_and_drops(made_store: Maker) -> None:
+    drawn = draw("sentence_pair", made_store([[9] * 6, [9] * 6, [9, 2, 2]]), 0, validation=0.0)
+    assert drawn.lines() == [
+        "12 examples to train on, 0 held out; dropped: 1 units of documents left with fewer than 5 units, "
+        "2 units under 5 tokens"
+    ]
