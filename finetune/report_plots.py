@@ -291,7 +291,11 @@ def curves(
         [Line2D([], [], color=styles[line][0], linewidth=2, label=line.label) for line in shown],
         columns,
     )
-    caption = f"{label[0].upper()}{label[1:]} while tuning, cells with the chosen learning rate: mean over seeds, band from lowest to highest."
+    what = label.replace(", %", " in percent")
+    caption = (
+        f"{what[0].upper()}{what[1:]} while tuning, cells with the chosen learning rate: mean over seeds, "
+        "band from lowest to highest."
+    )
     return _save(figure, f"curves_{field}", caption)
 
 

@@ -24,7 +24,7 @@ from finetune.report_tables import (
     rates_tables,
     seeds_table,
 )
-from finetune.report_words import load_vocabulary, prompt_words
+from finetune.report_words import load_vocabulary, prompt_words, spelt
 
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "datasets", "sentencepiece", "numpy", "matplotlib")
 
@@ -125,8 +125,8 @@ def results(
 def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> list[Section]:
     chosen, dev = rates_tables(rates, shots)
     text = (
-        "Rates of prompts are in units of the embedding table's RMS, those of FT are plain; "
-        "×n: n seeds chose the rate by their development examples."
+        "Rates of prompts are in units of the embedding table's RMS, those of FT are plain. Each seed chose by its "
+        "development examples; ×n: n seeds chose this one."
     )
     if any(found.end for found in rates.values()):
         text += " ‡ the rate with the best mean lies at an end of the grid."
@@ -206,13 +206,13 @@ def words(
     for table, folders in prompts.items():
         vocabulary = load_vocabulary(table)
         for title, words in (prompt_words(folders, vocabulary) if vocabulary else {}).items():
-            listed = " · ".join(f"{word.replace('▁', ' ').strip()} {cosine:.2f}" for word, cosine in words)
+            listed = " · ".join(f"{spelt(word)} {cosine:.2f}" for word, cosine in words)
             body.append((Entry(title), Entry(listed)))
     if not body:
         return []
     text = (
         "For each prompt the vocabulary words that any of its rows comes nearest to, with their cosine. Sentinels and control "
-        "pieces are left out. Vanilla PT shows what a prompt that began at random looks like."
+        "pieces are left out; a hyphen marks a piece that does not begin a word. Vanilla PT shows what a prompt that began at random looks like."
     )
     return [
         Section(

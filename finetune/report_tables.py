@@ -205,10 +205,14 @@ def rates_of(rows: Sequence[Row]) -> dict[tuple[Line, str, int], Rates]:
     """Learning rates by line, task and number of examples."""
     lines = lines_of(rows)
     groups: dict[tuple[Line, str, int], dict[float, list[Row]]] = {}
-    for row in rows:
-        line = lines[str(row["method"]), _start(row), str(row.get("backbone_fingerprint", ""))]
-        place = (line, str(row["task"]), int(row["shots"]))
-        groups.setdefault(place, {}).setdefault(float(row["learning_rate"]), []).append(row)
+    for by_fill in (False, True):
+        ran = set(groups)
+        for row in rows:
+            for method in (row.get("fills") or ()) if by_fill else (row["method"],):
+                line = lines[str(method), _start(row), str(row.get("backbone_fingerprint", ""))]
+                place = (line, str(row["task"]), int(row["shots"]))
+                if not by_fill or place not in ran:
+                    groups.setdefault(place, {}).setdefault(float(row["learning_rate"]), []).append(row)
     found = {}
     for place, grid in groups.items():
         # A job under way has finished some rates for more seeds than others: only seeds that have all rates compare them.

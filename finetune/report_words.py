@@ -89,6 +89,17 @@ def top_words(nearest: list[list[tuple[str, float]]], n: int = 12) -> list[tuple
     return sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:n]
 
 
+def spelt(piece: str) -> str:
+    """A piece for people: without the mark of a word's beginning, and with a hyphen where letters go on with a word.
+
+    Scripts that put no spaces between words have no such beginnings and stay as they are.
+    """
+    if piece.startswith("▁"):
+        return piece[1:]
+    goes_on = piece[:1].isalpha() and ord(piece[0]) < 0x0E00  # Latin, Greek, Cyrillic, Arabic, Indic
+    return f"-{piece}" if goes_on else piece
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What the words of a prompt are looked up in: a backbone's embeddings and its tokenizer."""

@@ -11,7 +11,7 @@ import pytest
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
-from finetune.report_words import load_vocabulary, nearest_words, prompt_words, top_words, words_of
+from finetune.report_words import load_vocabulary, nearest_words, prompt_words, spelt, top_words, words_of
 
 if TYPE_CHECKING:
     from corpora.tokenizer import Tokenizer
@@ -74,6 +74,10 @@ def test_top_words_keeps_each_word_once_with_its_best_cosine() -> None:
     assert top_words(nearest, 1) == [("▁bad", 0.7)]
 
 
+def test_pieces_are_spelt_for_people() -> None:
+    assert [spelt(piece) for piece in ("▁good", "ness", "A", "▁A", "?", "好", "▁中")] == ["good", "-ness", "-A", "A", "?", "好", "中"]  # fmt: skip
+
+
 def test_vocabulary_of_a_backbone_is_its_shared_table(backbone_dir: Path, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
     from transformers import T5ForConditionalGeneration
@@ -109,7 +113,7 @@ def test_words_stand_in_the_report_when_the_backbone_is_at_hand(backbone_dir: Pa
     save_file({"prompt": vocabulary.embeddings_VD[ids[20:22]]}, run / "prompts" / "c0" / "prompt.safetensors")
     text = report([run], tmp_path / "out").text
     listed = next(line for line in text.splitlines() if line.startswith("| PPT, sst2 (seed 0)"))
-    assert f"{pieces[20].replace('▁', ' ').strip()} 1.00" in listed
+    assert f"{spelt(pieces[20])} 1.00" in listed
     without = report([run], tmp_path / "out", backbone=tmp_path / "nowhere").text
     assert "nearest words" not in without
 
