@@ -10,10 +10,11 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from corpora.common.errors import MachineError, UserError, nearest
@@ -39,6 +40,7 @@ from corpora.store import SentenceStore, join_parts, store_manifest
 from corpora.task_corpus import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
+MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning; T5's vocabulary has 42 % on Chinese
 LIBRARIES = ("blingfire", "numpy", "pyarrow", "sentencepiece", "zstandard")
 
 
@@ -104,18 +106,22 @@ def build(settings: BuildSettings) -> Path:
         write_manifest(out, "build", fields)
         try:
             store = _store(settings, sources, tokenizer, out)
-        except UserError:  # nothing of it is worth keeping: the text has to change
-            for path in ("manifest.json", "tokenizer", "parts"):
-                _remove(out / path)
-            with contextlib.suppress(OSError):
-                out.rmdir()
+        except UserError:
+            if not (out / "store").exists():  # nothing of it is worth keeping: the text has to change
+                for path in ("manifest.json", "tokenizer", "parts"):
+                    _remove(out / path)
+                with contextlib.suppress(OSError):
+                    out.rmdir()
             raise
+        _warn(store, labeller)
         if labeller is not None and not (out / "labeller").exists():
             with atomic_folder(out / "labeller") as folder:
                 labeller.save(folder)
-        for name in formats:
-            if not (out / name).exists():
-                _draw(out, store, name, settings, settings.seed, settings.validation, labeller)
+        missing = [name for name in formats if not (out / name).exists()]
+        for name in missing:
+            _draw(out, store, name, settings, settings.seed, settings.validation, labeller)
+        if not missing:
+            say(f"{out} was finished already")
         _remove(out / "labels")
         for left in out.glob(f"*{PARTIAL}"):
             _remove(left)
@@ -250,6 +256,17 @@ def _store(settings: BuildSettings, sources: list[Source], tokenizer: Tokenizer,
     return store
 
 
+def _warn(store: SentenceStore, labeller: Labeller | None) -> None:
+    """Say what is allowed but hardly meant."""
+    unknown = store.manifest["unknown_tokens"] / store.manifest["tokens"]
+    if unknown > MANY_UNKNOWN:
+        say(f"warning: {unknown:.0%} of the tokens are <unk>; this tokenizer was made for other text")
+    if labeller is not None and labeller.language not in (None, store.manifest["language"]):
+        say(
+            f"warning: the labeller was trained on {labeller.language}, the text is {store.manifest['language']}"
+        )
+
+
 def _draw(
     out: Path,
     store: SentenceStore,
@@ -272,6 +289,9 @@ def _draw(
     labelled: dict[str, Any] = {}
     if labeller is not None and name == "single_text":
         labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", how.workers)
+        counts = np.bincount(labels, minlength=len(labeller.words))
+        found = ", ".join(f"{word} {n:,}" for word, n in zip(labeller.words, counts.tolist(), strict=True))
+        say(f"{name}: the labeller calls {found}")
         labelled = {
             "labels": labels,
             "probs": probabilities,
@@ -291,18 +311,6 @@ def _draw(
         write_task_corpus(folder, name, drawn, fields)
     for line in drawn.lines():
         say(f"{name}: {line}")
-    for side, notes in drawn.notes.items():
-        if labeller is not None:
-            say(f"{name}: {side}: {_kept(labeller.words, notes)}")
-
-
-def _kept(words: Sequence[str], notes: Mapping[str, Any]) -> str:
-    """How many units each class keeps, and how sure the labeller is of the least sure one."""
-    lowest = [f", {value:.2f} or surer" if value is not None else "" for value in notes["lowest_probability"]]
-    return "; ".join(
-        f"{word} {kept} of {labelled}{least}"
-        for word, kept, labelled, least in zip(words, notes["kept"], notes["labelled"], lowest, strict=True)
-    )
 
 
 def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings | None = None) -> Path:
@@ -325,6 +333,7 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     if not store.keeps_text:
         raise UserError(f"{out} was built without text (keep_text: false); build it again with text")
     given = Labeller.load(labeller)
+    _warn(store, given)
     with _alone(out):
         _remove(out / "labels")  # of another labeller, perhaps
         with atomic_folder(out / "labeller", replace=True) as partial:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from corpora.common.errors import MachineError, UserError, nearest
 from corpora.common.files import hash_file
+from corpora.common.progress import say
 
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
 HUB = "hub:"
@@ -105,28 +106,27 @@ def find_sources(sources: Sequence[str | Path]) -> list[Source]:
     """
     found: list[Source] = []
     for given in sources:
-        name = str(given)
+        name, path = str(given), Path(given)
         if name.startswith(HUB):
             found.append(Source(name, "hub"))
-        elif Path(name).is_dir():
-            inside = sorted(p for p in Path(name).rglob("*") if p.is_file() and not p.name.startswith("."))
-            kept = [source for path in inside if (source := _source(path)) is not None]
-            if not kept:
-                raise UserError(f"{name}: no text in this folder; expected files ending in {_kinds()}")
-            found += kept
-        elif has_magic(name) and not Path(name).exists():
-            paths = sorted(Path(p) for p in glob(name, recursive=True))
-            kept = [source for path in paths if path.is_file() and (source := _source(path)) is not None]
-            if not kept:
-                raise UserError(f"{name}: no file of this pattern; expected files ending in {_kinds()}")
-            found += kept
-        elif not Path(name).exists():
-            raise UserError(f"{name} does not exist")
-        else:
-            source = _source(Path(name))
+        elif path.is_file():
+            source = _source(path)
             if source is None:
                 raise UserError(f"{name}: unknown kind of file; expected a name ending in {_kinds()}")
             found.append(source)
+        elif path.is_dir() or has_magic(name):
+            paths = path.rglob("*") if path.is_dir() else map(Path, glob(name, recursive=True))
+            files = sorted(p for p in paths if p.is_file() and not p.name.startswith("."))
+            kept = [source for p in files if (source := _source(p)) is not None]
+            if not kept:
+                raise UserError(f"{name}: no text there; expected files ending in {_kinds()}")
+            if len(kept) < len(files):
+                say(
+                    f"{name}: {len(kept)} files of text are read, {len(files) - len(kept)} of other kinds are not"
+                )
+            found += kept
+        else:
+            raise UserError(f"{name} does not exist")
     if not found:
         raise UserError("no text given; expected files, folders, patterns or hub:namespace/name")
     return found

@@ -71,12 +71,14 @@ class Labeller(ABC):
         fingerprint: SHA-256 that changes when predictions may.
         thresholds: probability that a class needs to be kept, or None where the surest of each are kept.
         linear: whether it is the linear model, which may run in many processes at once.
+        language: "en" or "zh" where it is known to read only texts like these.
     """
 
     words: tuple[str, ...]
     fingerprint: str
     thresholds: tuple[float, ...] | None
     linear: bool
+    language: str | None = None
 
     @staticmethod
     def load(name: str | Path, words: Sequence[str] | None = None) -> Labeller:
@@ -123,6 +125,7 @@ class LinearLabeller(Labeller):
         self.manifest = read_manifest(folder, "labeller")
         self.words = tuple(self.manifest["words"])
         self.fingerprint = manifest_hash(folder)
+        self.language = "zh" if self.manifest["analyzer"] == "char" else "en"
         tensors = load_file(folder / "model.safetensors")
         if self.manifest["model"] != hash_file(folder / "model.safetensors"):
             raise UserError(f"{folder}/model.safetensors is not the file its manifest names; train it again")

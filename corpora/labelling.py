@@ -42,11 +42,11 @@ def label_units(
         progress.start_at(store.n_units - sum(stop - start for start, stop in todo))
         if workers == 1 or len(todo) < 2 or not labeller.linear:
             for start, stop in todo:
-                for done in _label(store, labeller, work, start, stop):
+                for done in _label(store, labeller, start, stop, _path(work, start)):
                     progress.advance(done)
         else:
             with worker_pool(workers, _start, (store.folder, labeller_folder)) as executor:
-                running = {executor.submit(_work, work, *bounds): bounds for bounds in todo}
+                running = {executor.submit(_work, *bounds, _path(work, bounds[0])): bounds for bounds in todo}
                 for future in futures.as_completed(running):
                     future.result()
                     progress.advance(running[future][1] - running[future][0])
@@ -59,7 +59,8 @@ def _path(work: Path, start: int) -> Path:
     return work / f"{start // RANGE:06d}.npy"
 
 
-def _label(store: SentenceStore, labeller: Labeller, work: Path, start: int, stop: int) -> Iterator[int]:
+def _label(store: SentenceStore, labeller: Labeller, start: int, stop: int, path: Path) -> Iterator[int]:
+    """Label units `start` to `stop` into a file; yields how many were done as it goes."""
     rows = []
     for first in range(start, stop, STEP):
         texts = list(store.texts(first, min(first + STEP, stop)))
@@ -68,7 +69,7 @@ def _label(store: SentenceStore, labeller: Labeller, work: Path, start: int, sto
         yield len(texts)
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate(rows, axis=1))
-    write_bytes_atomic(_path(work, start), buffer.getvalue())
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 _store: SentenceStore
@@ -80,6 +81,6 @@ def _start(store: Path, labeller: Path) -> None:
     _store, _labeller = SentenceStore.open(store), Labeller.load(labeller)
 
 
-def _work(work: Path, start: int, stop: int) -> None:
-    for _ in _label(_store, _labeller, work, start, stop):
+def _work(start: int, stop: int, path: Path) -> None:
+    for _ in _label(_store, _labeller, start, stop, path):
         pass

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -154,6 +155,7 @@ def worker_pool(
 
 def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     """Watch the parent: a worker whose parent was killed must not write beside the next run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers when someone presses Ctrl-C
     parent = multiprocessing.parent_process()
     assert parent is not None
 

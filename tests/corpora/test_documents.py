@@ -64,7 +64,9 @@ def test_plain_text_documents_stand_between_blank_lines_and_keep_their_line_numb
     assert [(d.line, d.text) for d in documents] == [(1, "one\ntwo"), (5, "three")]
 
 
-def test_folders_and_patterns_are_read_in_order_of_name_and_sources_as_given(tmp_path: Path) -> None:
+def test_folders_and_patterns_are_read_in_order_of_name_and_sources_as_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "folder"
     (folder / "z").mkdir(parents=True)
     for name, text in {
@@ -78,6 +80,7 @@ def test_folders_and_patterns_are_read_in_order_of_name_and_sources_as_given(tmp
     (tmp_path / "first.txt").write_text("first")
     assert texts(tmp_path / "first.txt", folder) == ["first", "a", "b", "c"]
     assert texts(folder, tmp_path / "first.txt") == ["a", "b", "c", "first"]
+    assert "3 files of text are read, 1 of other kinds are not" in capsys.readouterr().err
     assert texts(folder / "*.txt") == ["a", "b"]
 
 
@@ -178,8 +181,8 @@ def test_missing_or_unknown_sources_are_errors(tmp_path: Path) -> None:
     for source, reason in [
         ("nothing.txt", "does not exist"),
         ("a.pdf", "unknown kind of file"),
-        ("empty", "no text in this folder"),
-        ("*.jsonl", "no file of this pattern"),
+        ("empty", "no text there"),
+        ("*.jsonl", "no text there"),
     ]:
         with pytest.raises(UserError, match=reason):
             find_sources([tmp_path / source])
