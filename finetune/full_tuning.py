@@ -24,7 +24,7 @@ class FullTuner:
             backbone: the frozen model, in float32: the copy is the master copy of the weights.
         """
         self.original = backbone
-        self.tuned = backbone.with_model(copy.deepcopy(backbone.model))
+        self.tuned = Backbone(copy.deepcopy(backbone.model), backbone.name)
         self.tuned.model.requires_grad_(True)
         self.tuned.model.eval()  # no dropout, as in prompt tuning
 
@@ -98,9 +98,10 @@ class FullTuner:
                 count=options.count,
                 example_weights=[1.0 / len(items)] * len(group),
             ).to(backbone.embedding_device)
-            embeds_BLD = backbone.embed(batch.input_ids_BL)
+            # `Backbone.embed` takes no gradient; here the table trains too.
+            embeds_BLD = backbone.model.get_input_embeddings()(batch.input_ids_BL)
             logits_BTV = backbone.target_logits(embeds_BLD, batch.mask_BL, batch.decoder_ids_BT)
             loss = (example_losses(logits_BTV, batch) * batch.example_weights_B).sum()
             loss.backward()
-            total += float(loss)
+            total += float(loss.detach())
         return total

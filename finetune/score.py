@@ -146,7 +146,7 @@ def _label_scores(
     def log_probs_after(prefix: list[int]) -> torch.Tensor:
         """[B, tokens, V] log probabilities at and after the label's first position."""
         decoder_ids_BT = torch.tensor([start + prefix], device=device).expand(len(hidden_BLD), -1)
-        logits_BTV = backbone.decode_logits(hidden_BLD, mask_BL, decoder_ids_BT)[:, 1:]
+        logits_BTV = backbone.decode(hidden_BLD, mask_BL, decoder_ids_BT)[:, 1:]
         return logits_BTV.float().log_softmax(-1)
 
     first_BV = log_probs_after([])[:, 0]

@@ -114,7 +114,8 @@ def test_full_vocabulary_accuracy_stands_beside_the_one_over_label_words(
     assert scores.vocabulary_accuracy < scores.accuracy
     winner = int(scores.predictions[0])
     everything = _all_words(tokenizer)
-    best = score_items(backbone, everything, items[:1], prompts_KPD, batch_tokens=500)
+    open_ended = [Item(items[0].input_ids, 0, len(everything))]
+    best = score_items(backbone, everything, open_ended, prompts_KPD, batch_tokens=500)
     right = [Item(items[0].input_ids, int(best.predictions[0]), len(everything))]
     assert score_items(backbone, everything, right, prompts_KPD, batch_tokens=500).vocabulary_accuracy == 1.0
     assert scores.log_probs[0, winner] <= best.log_probs.max() + 1e-6
