@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from corpora.tokenizer import Tokenizer
+from pretrain.fingerprint import files_fingerprint, tensors_fingerprint
 
-FAMILIES = ("t5", "mt5")  # T5 1.0, 1.1, LM-adapted, Flan-T5; mT5
+FAMILIES = {"t5": "T5 1.0, 1.1, LM-adapted, Flan-T5", "mt5": "mT5"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAMPLE_BYTES = 4096  # of each tensor that the fingerprint reads, spread over the tensor: seconds at 11B
 
 
 class Backbone:
@@ -28,14 +30,22 @@ class Backbone:
         pad_id, start_id: ids of the padding and of the decoder's first position.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, from_files: bool = False) -> None:
+        """Freeze a model.
+
+        Args:
+            model: a transformers T5 or mT5.
+            name: folder or hub name; its tokenizer lies there.
+            from_files: whether the weights are those of the files there, at most rounded.
+        """
         self.model = model.eval().requires_grad_(False)
         self.name = name
+        self._from_files = from_files
         config = model.config
         self.d_model = int(config.d_model)
         self.vocab_size = int(config.vocab_size)
         self.pad_id = int(config.pad_token_id)
-        start = config.decoder_start_token_id
+        start = getattr(config, "decoder_start_token_id", None)
         self.start_id = (
             int(start) if start is not None else self.pad_id
         )  # a bare T5Config has none; T5 starts with pad
@@ -52,15 +62,22 @@ class Backbone:
         total = 0.0
         for rows in weight_VD.split(8192):  # a float64 copy of a large table would not fit
             total += float(rows.double().square().sum())
-        return (total / weight_VD.numel()) ** 0.5
+        rms = (total / weight_VD.numel()) ** 0.5
+        if not 0 < rms < float("inf"):
+            raise UserError(
+                f"the embedding table of the backbone {self.name} has an RMS of {rms}; expected a trained one"
+            )
+        return rms
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over tensor names, shapes, dtypes and a fixed sample of each tensor's bytes, as hex.
 
-        A tensor that appears under several names counts once, under the first in the alphabet.
+        Of the weights as they are stored: loading in bfloat16 makes no other backbone of them.
         """
-        return tensors_fingerprint(self.model.state_dict())
+        tensors = self.model.state_dict()
+        stored = files_fingerprint(self.name, set(tensors)) if self._from_files else None
+        return stored or tensors_fingerprint(tensors)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that lies beside the weights."""
@@ -123,10 +140,10 @@ class Backbone:
             use_cache=False,
             return_dict=True,
         ).last_hidden_state
-        if getattr(self.model.config, "scale_decoder_outputs", False):
-            output = (
-                output * self.d_model**-0.5
-            )  # T5 1.0 shares its head with the embedding, scaled (Raffel et al.)
+        config = self.model.config
+        if config.model_type == "t5" and config.scale_decoder_outputs:
+            # T5 1.0 shares its head with the embedding, scaled (Raffel et al.); mT5 never scales.
+            output = output * self.d_model**-0.5
         logits: torch.Tensor = self.model.lm_head(output)
         return logits
 
@@ -135,24 +152,6 @@ class Backbone:
     ) -> torch.Tensor:
         """Logits, [B, T, V]: `encode`, then `decode`. Equal to the plain model's on the same inputs."""
         return self.decode(self.encode(embeds_BLD, mask_BL), mask_BL, decoder_ids_BT)
-
-
-def tensors_fingerprint(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of named tensors by names, shapes, dtypes and a fixed sample of bytes, as hex; aliases count once."""
-    digest = hashlib.sha256()
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        identity = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
-        if identity in seen:
-            continue
-        seen.add(identity)
-        flat = tensor.reshape(-1)
-        step = max(1, flat.numel() * flat.element_size() // SAMPLE_BYTES)
-        sample = flat[::step].contiguous().cpu().view(torch.uint8).numpy().tobytes()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(sample)
-    return digest.hexdigest()
 
 
 def load_backbone(
@@ -166,24 +165,57 @@ def load_backbone(
         device: where its weights go.
 
     Raises:
-        UserError: nothing is there, or it is of a family that is not supported.
+        UserError: nothing is there, it is of a family that is not supported, or weights are missing or spoilt.
+        MachineError: memory does not suffice, or a file may not be read.
     """
     from transformers import AutoConfig, MT5ForConditionalGeneration, T5ForConditionalGeneration
 
     name = str(name_or_path)
     if dtype not in DTYPES:
         raise UserError(f'dtype is "{dtype}"; expected one of {", ".join(DTYPES)}')
-    try:
+    with _reasons(f"cannot load the backbone {name}; expected a folder or hub name of a T5 or mT5"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the backbone {name}: {reason}") from error
     if config.model_type not in FAMILIES:
-        raise UserError(f'the backbone {name} is a "{config.model_type}"; supported: {", ".join(FAMILIES)}')
+        known = "; ".join(f"{family} ({members})" for family, members in FAMILIES.items())
+        raise UserError(f'the backbone {name} is a "{config.model_type}"; supported: {known}')
     kind = MT5ForConditionalGeneration if config.model_type == "mt5" else T5ForConditionalGeneration
+    with _reasons(f"cannot load the weights of the backbone {name}"), _quiet():
+        model, info = kind.from_pretrained(
+            name, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
+        )
+    if info["missing_keys"]:  # transformers would leave them random
+        missing = sorted(info["missing_keys"])
+        raise UserError(
+            f"the backbone {name} lacks {len(missing)} weights, {missing[0]} first; expected a whole model"
+        )
+    with _reasons(f"cannot put the backbone {name} on {device}"):
+        model = model.to(device)
+    return Backbone(model, name, from_files=True)
+
+
+@contextlib.contextmanager
+def _reasons(what: str) -> Iterator[None]:
+    """Turn what libraries raise while they load into one line."""
     try:
-        model = kind.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the weights of the backbone {name}: {reason}") from error
-    return Backbone(model.to(device), name)
+        yield
+    except Exception as error:  # transformers, safetensors and torch.load raise kinds of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        machine = isinstance(error, MemoryError | torch.OutOfMemoryError | PermissionError)
+        raise (MachineError if machine else UserError)(f"{what} ({reason})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warnings about untied heads, and from bars where nobody watches."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
