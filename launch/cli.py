@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -39,6 +39,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file, nested ones as a.b=1."),
 ]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of settings.")]
+Language = Literal["en", "zh", "auto"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -47,6 +48,10 @@ def _print(value: Any, as_json: bool, text: str) -> None:
     sys.stdout.write(
         json.dumps(value, ensure_ascii=False, indent=1) + "\n" if as_json else text.rstrip() + "\n"
     )
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 @app.command()
@@ -76,14 +81,23 @@ def corpora_build(
     labeller: Annotated[
         str | None, typer.Option(help="Folder of a labeller, or a classifier by name.")
     ] = None,
-    unit: Annotated[str, typer.Option(help="paragraphs or sentences.")] = "paragraphs",
-    language: Annotated[str, typer.Option(help="en, zh or auto.")] = "auto",
+    labeller_words: Annotated[
+        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
+    ] = None,
+    unit: Annotated[
+        Literal["paragraphs", "sentences"], typer.Option(help="What a document is cut into.")
+    ] = "paragraphs",
+    language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
     text_field: Annotated[
         str, typer.Option(help="Field that holds the text in JSONL, CSV and Parquet.")
     ] = "text",
     workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
+    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.05,
+    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
+    balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
+    keep_text: Annotated[bool, typer.Option(help="Keep the text beside the token ids.")] = True,
 ) -> None:
     """Build the sentence store and the task corpora of every format.
 
@@ -95,9 +109,12 @@ def corpora_build(
     values: dict[str, Any] = {
         "text": text, "tokenizer": tokenizer, "out": str(out), "labeller": labeller, "unit": unit,
         "language": language, "text_field": text_field, "workers": workers, "seed": seed, "strict": strict,
+        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text,
     }  # fmt: skip
     if formats is not None:
-        values["formats"] = [name.strip() for name in formats.split(",") if name.strip()]
+        values["formats"] = _split(formats)
+    if labeller_words is not None:
+        values["labeller_words"] = _split(labeller_words)
     build(make_settings(BuildSettings, values, "ppt corpora build"))
 
 
@@ -122,7 +139,7 @@ def label_train(
     out: Annotated[Path, typer.Option(help="Folder of the labeller.")],
     test: Annotated[Path | None, typer.Option(help="Held-out file; default: a part of the reviews.")] = None,
     words: Annotated[str | None, typer.Option(help="A label word a class, comma-separated.")] = None,
-    language: Annotated[str, typer.Option(help="en, zh or auto.")] = "auto",
+    language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
     """Train the linear pseudo-labeller on star reviews.
@@ -131,9 +148,7 @@ def label_train(
     """
     from corpora.labeller import train
 
-    chosen = tuple(word.strip() for word in words.split(",")) if words else None
-    report = train(reviews, out, test=test, words=chosen, language=language, seed=seed)
-    say(report.line())
+    train(reviews, out, test=test, words=_split(words) if words else None, language=language, seed=seed)
 
 
 @label_app.command("apply")
@@ -168,8 +183,9 @@ def backbone_vocab(
     text: Annotated[list[str], typer.Option("--text", help="File, folder or glob; repeatable.")],
     size: Annotated[int, typer.Option(help="Pieces, the 100 sentinels not counted.")],
     out: Annotated[Path, typer.Option(help="Folder of the vocabulary.")],
-    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
-    seed: Annotated[int, typer.Option(help="Seed of the sample of lines.")] = 0,
+    language: Annotated[
+        Language, typer.Option(help="Decides how many rare characters get a piece.")
+    ] = "auto",
 ) -> None:
     """Train a sentencepiece vocabulary in T5's layout.
 
@@ -177,7 +193,7 @@ def backbone_vocab(
     """
     from pretrain.vocabulary import train_vocabulary
 
-    train_vocabulary(text, size=size, out=out, text_field=text_field, seed=seed)
+    train_vocabulary(text, size=size, out=out, language=language)
 
 
 @backbone_app.command("train")
@@ -215,7 +231,7 @@ def report(
     """
     from finetune.report import report as make_report
 
-    made = make_report(list(runs), out if out is not None else runs[0])
+    made = make_report(list(runs), out if out is not None else runs[0], backbone=backbone)
     _print(None, False, made.text)
 
 
