@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from corpora.common.errors import PPTError
-from corpora.common.progress import console, say
+from corpora.common.progress import console
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -224,6 +224,9 @@ def fewshot(config: Config, overrides: Overrides = None) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of few-shot runs.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the report; default: the first run.")] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Folder of the backbone, for the words nearest to each prompt.")
+    ] = None,
 ) -> None:
     """Make the tables and plots of finished runs.
 
