@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load, save
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.files import atomic_folder, read_json, write_bytes_atomic, write_json
 from corpora.formats import FORMATS
+from corpora.tokenizer import Tokenizer
 from pretrain.backbone import Backbone
 
 SPACES = {
@@ -107,7 +109,11 @@ def load_prompt(folder: str | Path) -> tuple[torch.Tensor, PromptInfo]:
     for name in required:
         if name not in values:
             raise UserError(f'{about}: field "{name}" is missing')
-    info = PromptInfo(**values)
+    try:
+        info = TypeAdapter(PromptInfo).validate_python(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f'{about}: field "{first["loc"][0]}": {first["msg"]}') from error
     if info.space != "huggingface":
         raise UserError(
             f'{about}: space is "{info.space}", expected huggingface; bring it in with ppt prompts import'
@@ -135,8 +141,13 @@ def _checked(prompt_PD: torch.Tensor, path: Path) -> torch.Tensor:
     return prompt_PD.float()
 
 
-def check_backbone(info: PromptInfo, backbone: Backbone) -> None:
-    """Refuse a prompt of another backbone.
+def check_backbone(info: PromptInfo, backbone: Backbone, tokenizer: Tokenizer | None = None) -> None:
+    """Refuse a prompt of another backbone or tokenizer.
+
+    Args:
+        info: of the prompt.
+        backbone: what it is to be used with.
+        tokenizer: what its inputs are tokenised with, where that is at hand.
 
     Raises:
         UserError: the fingerprints differ; both sides are named.
@@ -145,6 +156,12 @@ def check_backbone(info: PromptInfo, backbone: Backbone) -> None:
         raise UserError(
             f"the prompt belongs to the backbone {info.backbone} (fingerprint {info.backbone_fingerprint[:12]}), "
             f"not to {backbone.name} (fingerprint {backbone.fingerprint[:12]}); take that backbone or pre-train for this one"
+        )
+    theirs = info.tokenizer_fingerprint
+    if tokenizer is not None and theirs is not None and theirs != tokenizer.fingerprint:
+        raise UserError(
+            f"the prompt was trained with the tokenizer of {info.backbone} (fingerprint {theirs[:12]}), "
+            f"not with {tokenizer.name} (fingerprint {tokenizer.fingerprint[:12]}); take the first"
         )
 
 
@@ -199,9 +216,12 @@ def import_prompt(
         licence: as its source states it.
 
     Raises:
-        UserError: the file holds no finite [P, D] matrix, its width is not the backbone's, or the space is unknown.
+        UserError: the file holds no finite [P, D] matrix, its width is not the backbone's, or the format or space is
+            unknown.
     """
     path = Path(file)
+    if format not in FORMATS:
+        raise UserError(f'"{format}" is no format{nearest(format, FORMATS)}')
     if space not in SPACES:
         raise UserError(f'"{space}" is no space of prompts{nearest(space, SPACES)}')
     if not path.is_file():

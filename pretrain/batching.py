@@ -70,9 +70,17 @@ def collate(
 
     Returns:
         The batch, on the CPU.
+
+    Raises:
+        ValueError: no examples, or a target in which no position counts.
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
+    shortest, counted_from = min(map(len, target_ids)), 0 if count == "all" else 1
+    if shortest <= counted_from:
+        raise ValueError(
+            f"a target has {shortest} ids; with count {count} it needs {counted_from + 1} or more"
+        )
     inputs = [example.input_ids if isinstance(example, Example) else example for example in examples]
     labels = [example.label if isinstance(example, Example) else -1 for example in examples]
     n, longest, targets = len(inputs), max(map(len, inputs)), max(map(len, target_ids))
@@ -87,7 +95,7 @@ def collate(
         decoder_ids[row, 0] = start_id
         decoder_ids[row, 1 : len(target)] = target[:-1]
         wanted[row, : len(target)] = target
-        weights[row, 0 if count == "all" else 1 : len(target)] = 1.0
+        weights[row, counted_from : len(target)] = 1.0
     given = (
         np.ones(n, dtype=np.float32) if example_weights is None else np.asarray(example_weights, np.float32)
     )

@@ -9,7 +9,7 @@ import torch
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.progress import say
-from corpora.tokenizer import Tokenizer
+from corpora.tokenizer import LETTERS, Tokenizer
 from pretrain.backbone import Backbone
 
 FREQUENT = 5000  # most frequent words that `vocabulary` samples from (Lester et al. 2021)
@@ -80,9 +80,10 @@ def _label_words(
     backbone: Backbone, tokenizer: Tokenizer, prompt_len: int, rng: np.random.Generator, words: Sequence[str]
 ) -> torch.Tensor:
     rows = _vocabulary(backbone, tokenizer, prompt_len, rng, words)
+    letters = dict(zip(LETTERS, tokenizer.letters, strict=True)) if set(words) <= set(LETTERS) else {}
     for row, word in enumerate(words[:prompt_len]):
-        ids = np.array(tokenizer.word_ids(word), dtype=np.int64)
-        rows[row] = _embedding_rows(backbone, ids).mean(0)
+        ids = (letters[word],) if letters else tokenizer.word_ids(word)  # options are bare letters
+        rows[row] = _embedding_rows(backbone, np.array(ids, dtype=np.int64)).mean(0)
     return rows
 
 
@@ -110,7 +111,8 @@ def init_prompt(
         tokenizer: of the backbone.
         prompt_len: P.
         rng: what is drawn from.
-        words: label words, for `label_words`.
+        words: label words, for `label_words`; a row each, the mean of its pieces, and the other rows are sampled
+            as `vocabulary` does (Lester et al. 2021).
 
     Returns:
         [P, D] float32 on the CPU.
@@ -164,6 +166,15 @@ class PromptBank:
         self._mean_KPD = torch.zeros_like(self.prompts_KPD, requires_grad=False)
         self._square_KPD = torch.zeros_like(self._mean_KPD)
         self._steps_K = torch.zeros(len(prompts_KPD), dtype=torch.int64, device=device)
+
+    @property
+    def updates_K(self) -> torch.Tensor:
+        """[K] int64: how many updates each prompt has had."""
+        return self._steps_K
+
+    def largest_gradient_K(self) -> torch.Tensor:
+        """[K] the largest entry of each prompt's mean gradient so far in u's space: 0 where none ever came."""
+        return self._mean_KPD.abs().flatten(1).amax(1)
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
@@ -236,26 +247,40 @@ class PromptBank:
         self._steps_K.copy_(state["steps"])
 
 
-def check_prompts_train(start_KPD: torch.Tensor, bank: PromptBank) -> None:
+def check_prompts_train(start_KPD: torch.Tensor, bank: PromptBank, names: Sequence[str] = ()) -> None:
     """Refuse to go on with prompts that do not train; warn when they hardly do.
+
+    Call it after the first few updates. Prompts that had no update yet are left out.
 
     Args:
         start_KPD: [K, P, D] the prompts before the first update.
         bank: the bank after a few updates.
+        names: what to call the K prompts in messages.
 
     Raises:
-        UserError: a prompt has not moved, or is not finite.
+        UserError: a prompt's gradient has always been zero, or it has not moved or is not finite.
     """
     moved_K = (bank.prompts_KPD.detach() - start_KPD).flatten(1).square().mean(1).sqrt() / bank.rms
-    for k, moved in enumerate(moved_K.tolist()):
+    felt_K = bank.largest_gradient_K()
+    for k, (moved, felt, updates) in enumerate(
+        zip(moved_K.tolist(), felt_K.tolist(), bank.updates_K.tolist(), strict=True)
+    ):
+        if not updates:
+            continue
         rate = float(bank.learning_rates_K[k])
-        if not moved > 0:  # NaN too
+        name = f"prompt {names[k] if names else k}"
+        if felt == 0:  # weight decay alone moves it, and that is no learning
             raise UserError(
-                f"prompt {k} does not train: after {int(bank._steps_K[k])} updates at {rate} x embedding RMS it has "
-                "not moved; check that its loss depends on it and raise the learning rate"
+                f"{name} does not train: its gradient has been zero for {updates} updates; expected a loss that depends "
+                "on it; check that its examples hold the mask <X> and that their labels count in the loss"
+            )
+        if not 0 < moved < float("inf"):  # NaN too
+            raise UserError(
+                f"{name} does not train: after {updates} updates at {rate:g} x embedding RMS it has moved by "
+                f"{moved:g}; {'raise' if moved == 0 else 'lower'} the learning rate"
             )
         if moved < HARDLY:
             say(
-                f"warning: prompt {k} hardly moves ({moved:.1e} x embedding RMS so far at learning rate {rate}); "
+                f"warning: {name} hardly moves ({moved:.1e} x embedding RMS so far at learning rate {rate:g}); "
                 "rates are in units of the embedding RMS, usual ones lie between 0.03 and 1"
             )
