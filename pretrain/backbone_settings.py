@@ -12,17 +12,17 @@ from corpora.common.settings import Settings
 class Mixture(Settings):
     """Shares of the objectives among the tokens of text; they are scaled to a sum of one."""
 
-    span: float = Field(0.0, ge=0)  # T5's span corruption, over text or store
-    prefix: float = Field(0.0, ge=0)  # prefix language modelling, over text or store
-    cloze: float = Field(0.0, ge=0)  # records of the cloze files
+    span: float = Field(default=0.0, ge=0)  # T5's span corruption, over text or store
+    prefix: float = Field(default=0.0, ge=0)  # prefix language modelling, over text or store
+    cloze: float = Field(default=0.0, ge=0)  # records of the cloze files
 
 
 class LossWeights(Settings):
     """Weight of a target token of each objective in the loss."""
 
-    span: float = Field(1.0, ge=0)
-    prefix: float = Field(1.0, ge=0)
-    cloze: float = Field(1.0, ge=0)
+    span: float = Field(default=1.0, ge=0)
+    prefix: float = Field(default=1.0, ge=0)
+    cloze: float = Field(default=1.0, ge=0)
 
 
 class BackboneTrainSettings(Settings):
@@ -51,34 +51,36 @@ class BackboneTrainSettings(Settings):
 
     mixture: Mixture = Mixture(span=1.0)
     loss_weights: LossWeights = LossWeights()
-    steps: int = Field(1000, ge=0)  # optimiser steps; 0: the starting weights as they are
-    batch_tokens: int = Field(1024, ge=2)  # tokens of text a step, all processes together
-    max_tokens: int = Field(512, ge=2)  # encoder tokens an example (prefix LM: both sides together)
-    noise_density: float = Field(0.15, gt=0, lt=1)  # share of tokens masked by span corruption
-    mean_span: float = Field(3.0, ge=1)  # tokens a span
+    steps: int = Field(default=1000, ge=0)  # optimiser steps; 0: the starting weights as they are
+    batch_tokens: int = Field(default=1024, ge=2)  # tokens of text a step, all processes together
+    max_tokens: int = Field(default=512, ge=2)  # encoder tokens an example (prefix LM: both sides together)
+    noise_density: float = Field(default=0.15, gt=0, lt=1)  # share of tokens masked by span corruption
+    mean_span: float = Field(default=3.0, ge=1)  # tokens a span
 
     optimizer: Literal["muon", "adamw", "adafactor"] = "muon"
-    learning_rate: float = Field(0.003, gt=0)  # of matrices (adafactor: of all, relative)
-    embedding_learning_rate: float = Field(0.01, gt=0)  # of embeddings and norms, in units of their RMS
-    position_bias_learning_rate: float = Field(0.03, gt=0)
+    learning_rate: float = Field(default=0.003, gt=0)  # of matrices (adafactor: of all, relative)
+    embedding_learning_rate: float = Field(
+        default=0.01, gt=0
+    )  # of embeddings and norms, in units of their RMS
+    position_bias_learning_rate: float = Field(default=0.03, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: int = Field(100, ge=0)  # steps of linear warm-up
-    final_share: float = Field(0.05, ge=0, le=1)  # of each rate at the end of cosine and linear decay
-    weight_decay: float = Field(0.1, ge=0)  # decoupled, times the rate; of matrices only
-    clip: float = Field(1.0, ge=0)  # norm of all gradients together; 0: off
+    warmup: int = Field(default=100, ge=0)  # steps of linear warm-up
+    final_share: float = Field(default=0.05, ge=0, le=1)  # of each rate at the end of cosine and linear decay
+    weight_decay: float = Field(default=0.1, ge=0)  # decoupled, times the rate; of matrices only
+    clip: float = Field(default=1.0, ge=0)  # norm of all gradients together; 0: off
     encoder_loss: float = Field(
-        0.3, ge=0
+        default=0.3, ge=0
     )  # weight of the encoder's own guess of the token after each sentinel
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the arithmetic; weights stay float32
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"  # auto, cpu, cuda
-    processes: int = Field(1, ge=1)  # more than one: data parallel through the DeepSpeed launcher
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(50, ge=1)  # steps
-    save_every: int = Field(500, ge=1)  # steps
-    eval_every: int = Field(500, ge=1)  # steps
-    eval_examples: int = Field(64, ge=0)  # held-out examples of each text objective; 0: none
+    processes: int = Field(default=1, ge=1)  # more than one: data parallel through the DeepSpeed launcher
+    seed: int = Field(default=0, ge=0)
+    log_every: int = Field(default=50, ge=1)  # steps
+    save_every: int = Field(default=500, ge=1)  # steps
+    eval_every: int = Field(default=500, ge=1)  # steps
+    eval_examples: int = Field(default=64, ge=0)  # held-out examples of each text objective; 0: none
 
     @model_validator(mode="after")
     def _consistent(self) -> BackboneTrainSettings:

@@ -12,6 +12,7 @@ from pathlib import Path
 from corpora.common.errors import UserError
 from corpora.common.files import atomic_folder, library_versions, write_manifest
 from corpora.common.progress import Progress, say
+from corpora.common.rng import generator
 from corpora.documents import Counts, find_sources, read_documents
 from corpora.tokenizer import REQUIRED_PIECES, Tokenizer
 
@@ -30,28 +31,36 @@ PUNCTUATION = ".,;:!?\"'()[]"
 CJK = re.compile("[\u3400-\u9fff]")
 
 
-def sample_lines(lines: Iterable[str], max_characters: int) -> tuple[list[str], int]:
+def sample_lines(lines: Iterable[str], max_characters: int, seed: int = 0) -> tuple[list[str], int]:
     """Keep every line, or every 2nd, 4th, ... so that they hold at most `max_characters`.
+
+    Args:
+        lines: any number.
+        max_characters: of the lines kept.
+        seed: decides which half stays at each thinning.
 
     Returns:
         (lines kept, stride).
     """
+    rng = generator(seed, "vocabulary")
     kept: list[str] = []
-    stride, characters = 1, 0
+    stride, phase, characters = 1, 0, 0
     for number, line in enumerate(lines):
-        if number % stride:
+        if number % stride != phase:
             continue
         kept.append(line)
         characters += len(line)
         while characters > max_characters and len(kept) > 1:
-            kept = kept[::2]
+            half = int(rng.integers(2))
+            kept = kept[half::2]
+            phase += half * stride
             stride *= 2
             characters = sum(map(len, kept))
     return kept, stride
 
 
-def _lines(sources: Sequence[str], counts: Counts, progress: Progress) -> Iterator[str]:
-    for document in read_documents(list(sources), counts=counts):
+def _lines(sources: Sequence[str], text_field: str, counts: Counts, progress: Progress) -> Iterator[str]:
+    for document in read_documents(list(sources), text_field=text_field, counts=counts):
         progress.advance()
         for line in document.text.split("\n"):
             for start in range(0, len(line), LINE_CHARACTERS):
@@ -81,6 +90,8 @@ def train_vocabulary(
     out: str | Path,
     language: str = "auto",
     max_characters: int = MAX_CHARACTERS,
+    text_field: str = "text",
+    seed: int = 0,
 ) -> Tokenizer:
     """Train a unigram vocabulary with `<pad>` 0, `</s>` 1, `<unk>` 2 and 100 sentinels after the pieces.
 
@@ -92,6 +103,8 @@ def train_vocabulary(
         out: folder to make; loads with `Tokenizer.load` and `AutoTokenizer.from_pretrained`.
         language: `en`, `zh` or `auto`; decides how many rare characters get a piece.
         max_characters: of text that is looked at; lines are thinned out evenly beyond it.
+        text_field: field or column that holds the text.
+        seed: of the thinning.
 
     Raises:
         UserError: no text, a bad size or language, or text too small for the size.
@@ -106,7 +119,7 @@ def train_vocabulary(
         )
     counts = Counts()
     with Progress("reading", None, "documents") as progress:
-        lines, stride = sample_lines(_lines(sources, counts, progress), max_characters)
+        lines, stride = sample_lines(_lines(sources, text_field, counts, progress), max_characters, seed)
     for line in counts.lines():
         say(line)
     if not lines:
@@ -159,6 +172,7 @@ def train_vocabulary(
                     "language": language,
                     "characters": characters,
                     "stride": stride,
+                    "seed": seed,
                     "documents": counts.documents,
                     "dropped": counts.dropped,
                     "sources": [source.identity() for source in find_sources(list(sources))],

@@ -15,16 +15,8 @@ from corpora.tokenizer import Tokenizer
 from pretrain import backbone_training
 from pretrain.backbone_settings import BackboneTrainSettings
 from pretrain.backbone_training import train_backbone
-from pretrain.training_data import (
-    OBJECTIVES,
-    Mixture,
-    MixtureState,
-    make_batch,
-    read_cloze,
-    read_text,
-    text_sources,
-    windows,
-)
+from pretrain.training_data import OBJECTIVES, Mixture, MixtureState, make_batch
+from pretrain.training_sources import read_cloze, read_text, text_sources, windows
 from pretrain.vocabulary import train_vocabulary
 
 SHAPE = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 1}
