@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load, save
 
 from corpora.common.errors import UserError, nearest
-from corpora.common.files import atomic_folder, read_json, write_bytes_atomic, write_json
+from corpora.common.files import atomic_folder, dump_json, read_json, write_bytes_atomic, write_json
 from corpora.formats import FORMATS
 from corpora.tokenizer import Tokenizer
 from pretrain.backbone import Backbone
@@ -110,7 +110,7 @@ def load_prompt(folder: str | Path) -> tuple[torch.Tensor, PromptInfo]:
         if name not in values:
             raise UserError(f'{about}: field "{name}" is missing')
     try:
-        info = TypeAdapter(PromptInfo).validate_python(values, strict=True)
+        info = TypeAdapter(PromptInfo).validate_json(dump_json(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f'{about}: field "{first["loc"][0]}": {first["msg"]}') from error
