@@ -54,7 +54,9 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     overrides: list[str] = []
     flags: list[str] = []
     for position, argument in enumerate(arguments):
-        after_flag = position > 0 and arguments[position - 1].startswith("-") and "=" not in arguments[position - 1]
+        after_flag = (
+            position > 0 and arguments[position - 1].startswith("-") and "=" not in arguments[position - 1]
+        )
         if argument.startswith("-") or (after_flag and "=" not in argument):
             flags.append(argument)
         else:
@@ -140,7 +142,16 @@ def start_launcher(
         environment.setdefault("DS_ACCELERATOR", "cpu")
     chosen = {flag.partition("=")[0] for flag in flags}
     command = [_deepspeed(), "--log_level", log]
-    if not chosen & {"--num_gpus", "--num_accelerators", "--include", "--exclude", "--hostfile", "-H", "-i", "-e"}:
+    if not chosen & {
+        "--num_gpus",
+        "--num_accelerators",
+        "--include",
+        "--exclude",
+        "--hostfile",
+        "-H",
+        "-i",
+        "-e",
+    }:
         if processes is None and no_gpu:
             processes = 1
         if processes is not None:
@@ -156,7 +167,9 @@ def start_launcher(
     if stopped() and code not in (0, 1, 2, Stopped.exit_code):
         code = Stopped.exit_code
     if code < 0:
-        say(f"ppt: the launcher was ended by signal {-code}; the same command goes on from the last checkpoint")
+        say(
+            f"ppt: the launcher was ended by signal {-code}; the same command goes on from the last checkpoint"
+        )
         return 1
     return code
 
@@ -164,7 +177,9 @@ def start_launcher(
 def _deepspeed() -> str:
     path = Path(sys.executable).parent / "deepspeed"
     if not path.exists():
-        raise MachineError(f"the deepspeed launcher is not beside {sys.executable}; install the package deepspeed")
+        raise MachineError(
+            f"the deepspeed launcher is not beside {sys.executable}; install the package deepspeed"
+        )
     return str(path)
 
 

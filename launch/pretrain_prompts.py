@@ -25,7 +25,9 @@ def main() -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ask_to_stop)
-    parser = argparse.ArgumentParser(description="Pre-train prompt groups; started by the deepspeed launcher.")
+    parser = argparse.ArgumentParser(
+        description="Pre-train prompt groups; started by the deepspeed launcher."
+    )
     parser.add_argument("config", help="a YAML file of settings, or the name of a preset")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")

@@ -90,9 +90,7 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
         return None
     folder = checkpoint_path(out, steps[-1])
     read_manifest(folder, "pretraining_checkpoint")
-    return Checkpoint(
-        steps[-1], load_file(folder / "state.safetensors"), read_json(folder / "state.json")
-    )
+    return Checkpoint(steps[-1], load_file(folder / "state.safetensors"), read_json(folder / "state.json"))
 
 
 def check_same_run(out: Path, settings: PretrainSettings) -> None:
@@ -133,5 +131,7 @@ def run_lock(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another job is running in {out}; wait for it, stop it or choose another out") from error
+            raise UserError(
+                f"another job is running in {out}; wait for it, stop it or choose another out"
+            ) from error
         yield

@@ -6,11 +6,9 @@ import contextlib
 import io
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,9 +96,10 @@ def import_deepspeed(device: str) -> Any:
     with quiet():
         import deepspeed
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed compiles a shared-memory all-reduce for inference when a job on a CPU starts (half a minute of
-    # g++ the first time); nothing here calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # On a CPU DeepSpeed asks which of its compiled operators would work here, which links test programs (and
+    # complains of libaio), and then compiles a shared-memory all-reduce for inference, half a minute of g++ the
+    # first time. Nothing here calls any of them: with an empty answer ready it neither asks nor compiles.
+    deepspeed.ops.__compatible_ops__ = {}
     # Deprecated in torch, called by DeepSpeed's ZeRO 3 at every gather.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     return deepspeed
@@ -129,17 +128,11 @@ def start_processes(device: str) -> Processes:
 
 
 def _start_alone(deepspeed: Any) -> None:
-    """A group of one process needs no port: it meets itself in a file."""
-    meeting = Path(tempfile.mkdtemp(prefix="ppt-")) / "meeting"
+    """A group of one process needs no port: it meets itself in memory. DeepSpeed takes over a group that exists."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed looks for it
-    try:
-        deepspeed.init_distributed(
-            auto_mpi_discovery=False, verbose=False, init_method=f"file://{meeting}", rank=0, world_size=1
-        )
-    finally:
-        with contextlib.suppress(OSError):
-            meeting.unlink()
-            meeting.parent.rmdir()
+    backend = deepspeed.get_accelerator().communication_backend_name()
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def end_processes() -> None:

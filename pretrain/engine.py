@@ -88,7 +88,9 @@ def pretrain(
                 scores = evaluate(job.net, bank.prompts_KPD, active, settings, job.renderer, processes)
                 _check_scores(scores, step, settings)
                 for name in state.judge(active, scores, bank.prompts_KPD, settings):
-                    say(f"{name} stops at step {step}: no lower held-out loss in {settings.patience} evaluations")
+                    say(
+                        f"{name} stops at step {step}: no lower held-out loss in {settings.patience} evaluations"
+                    )
                 metrics.validation(step, scores)
                 bar.note(_note(scores))
                 continue  # a group may have stopped
@@ -134,7 +136,9 @@ class _Job:
     start_KPD: torch.Tensor
 
 
-def _prepare(settings: PretrainSettings, deepspeed_config: dict[str, Any] | None, processes: Processes) -> _Job:
+def _prepare(
+    settings: PretrainSettings, deepspeed_config: dict[str, Any] | None, processes: Processes
+) -> _Job:
     """Load the backbone, the corpora and the last checkpoint.
 
     The prompts are made from the loaded backbone, and everything is in place before DeepSpeed's engine is built
@@ -204,9 +208,9 @@ def _train_step(
     seen: list[tuple[torch.Tensor, Any]] = []
     for work in share_out(active, picks, settings, processes.rank, processes.world):
         batch = job.renderer.batch(work, 1.0 / settings.batch_size)
-        logits_BTV = run_batch(job.net, bank.prompts_KPD, batch)
+        (logits_BTV,) = run_batch(job.net, bank.prompts_KPD, batch)
         losses_B = example_losses(logits_BTV, batch)
-        (losses_B * batch.example_weights).sum().backward()
+        (losses_B * batch.example_weights_B).sum().backward()
         if work.counts:
             with torch.no_grad():
                 labels = batch.labels_B.tolist()
@@ -227,9 +231,15 @@ def _train_step(
         raise MachineError(_not_finite(job, seen, processes))
     active_K = torch.zeros(len(job.groups), dtype=torch.bool, device=processes.device)
     active_K[[group.index for group in active]] = True
-    scale_K = torch.full((len(job.groups),), learning_rate_scale(settings, state.step), device=processes.device)
+    scale_K = torch.full(
+        (len(job.groups),), learning_rate_scale(settings, state.step), device=processes.device
+    )
     norms_K = bank.step(scale_K, active_K)
     return torch.cat([sums_KS, norms_K[:, None].to(sums_KS)], 1).cpu(), bool(message[-1] > 0)
+
+
+def _check_learning(job: _Job, active: Sequence[Group]) -> None:
+    check_prompts_train(job.start_KPD, job.bank)
 
 
 def _save(job: _Job, metrics: Metrics, processes: Processes) -> str:
@@ -250,7 +260,9 @@ def _finish(job: _Job, settings: PretrainSettings, processes: Processes) -> dict
             "step": state.best_step, "loss": state.best_loss, "accuracy": state.best_accuracy,
         }  # fmt: skip
         if state.best_step == 0 and settings.export_step is None:
-            say(f"warning: {group.name} was best before it learnt anything; try another learning_rate or more steps")
+            say(
+                f"warning: {group.name} was best before it learnt anything; try another learning_rate or more steps"
+            )
         if processes.first:
             info = PromptInfo(
                 format=group.name,
@@ -324,11 +336,17 @@ def _not_finite(job: _Job, seen: list[tuple[torch.Tensor, Any]], processes: Proc
 
 
 def _note(scores: dict[str, Score]) -> str:
-    return "held-out " + ", ".join(f"{name} {score.loss:.3f} ({score.accuracy:.0%})" for name, score in scores.items())
+    return "held-out " + ", ".join(
+        f"{name} {score.loss:.3f} ({score.accuracy:.0%})" for name, score in scores.items()
+    )
 
 
 def _say_what_runs(
-    settings: PretrainSettings, backbone: Backbone, groups: Sequence[Group], config: dict[str, Any] | None, processes: Processes
+    settings: PretrainSettings,
+    backbone: Backbone,
+    groups: Sequence[Group],
+    config: dict[str, Any] | None,
+    processes: Processes,
 ) -> None:
     stage = int((config or {}).get("zero_optimization", {}).get("stage", 0))
     say(
@@ -337,6 +355,8 @@ def _say_what_runs(
         f"on {processes.device.type}"
     )
     if stage in (1, 2):
-        say(f"ZeRO {stage} shards what an optimiser of DeepSpeed trains; the backbone is frozen: the same as ZeRO 0 here")
+        say(
+            f"ZeRO {stage} shards what an optimiser of DeepSpeed trains; the backbone is frozen: the same as ZeRO 0 here"
+        )
     for group in groups:
         say(f"{group.name}: {len(group.train_rows)} examples, judged on {len(group.held_rows)}")

@@ -30,7 +30,9 @@ class Score:
     examples: int
 
 
-def label_losses(logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], labels: Sequence[int]) -> torch.Tensor:
+def label_losses(
+    logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], labels: Sequence[int]
+) -> torch.Tensor:
     """Loss of each example over its label's own tokens, whatever the training loss counts.
 
     Args:
@@ -42,7 +44,9 @@ def label_losses(logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group],
     Returns:
         [B], float32.
     """
-    words = [groups[index].verbalizer.ids[label] for index, label in zip(work.groups.tolist(), labels, strict=True)]
+    words = [
+        groups[index].verbalizer.ids[label] for index, label in zip(work.groups.tolist(), labels, strict=True)
+    ]
     longest = max(map(len, words))
     ids_BW = torch.tensor([[*word, *[0] * (longest - len(word))] for word in words], device=logits_BTV.device)
     n_B = torch.tensor([len(word) for word in words], device=logits_BTV.device)
@@ -52,7 +56,9 @@ def label_losses(logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group],
     return -(picked_BW * counted_BW).sum(1) / n_B
 
 
-def right_answers(logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], batch: Batch) -> torch.Tensor:
+def right_answers(
+    logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], batch: Batch
+) -> torch.Tensor:
     """Which examples have their own label as the likeliest, by one decoder position.
 
     Args:
@@ -94,19 +100,26 @@ def evaluate(
         micro-batches there are, up to rounding.
     """
     by_index = renderer.groups
-    # Words of several tokens take a pass a label. Every process makes the same passes: ZeRO 3 computes in lockstep.
+    # Every process makes the same passes: ZeRO 3 computes in lockstep.
     passes = max((len(group.verbalizer) for group in groups if not group.one_token_words), default=0)
     sums = torch.zeros(max(by_index) + 1, 3, dtype=torch.float64)  # loss, right answers, examples
-    for work in share_out(groups, [group.held_rows for group in groups], settings, processes.rank, processes.world):
+    for work in share_out(
+        groups, [group.held_rows for group in groups], settings, processes.rank, processes.world
+    ):
         batch = renderer.batch(work, 1.0)
-        logits_BTV = run_batch(net, prompts_KPD, batch)
+        # Words of several tokens are forced through the decoder, one label after the other.
+        asked = [renderer.clamp(work, label) for label in range(passes)]
+        others = [renderer.batch(work, 1.0, labels) for labels in asked]
+        logits_BTV, *other_logits = run_batch(net, prompts_KPD, batch, others)
         losses_B = label_losses(logits_BTV, work, by_index, batch.labels_B.tolist())
         right_B = right_answers(logits_BTV, work, by_index, batch)
         if passes:
-            several_B, spelt_B = _right_of_several_tokens(net, prompts_KPD, work, renderer, batch, passes)
+            several_B, spelt_B = _right_of_several_tokens(other_logits, asked, work, renderer, batch)
             right_B = torch.where(several_B, spelt_B, right_B)
         if work.counts:
-            row = torch.stack([losses_B.double(), right_B.double(), torch.ones_like(losses_B).double()], 1).cpu()
+            row = torch.stack(
+                [losses_B.double(), right_B.double(), torch.ones_like(losses_B).double()], 1
+            ).cpu()
             sums.index_add_(0, torch.from_numpy(work.groups), row)
     total = processes.sum(sums.to(processes.device)).cpu().tolist()
     return {
@@ -117,23 +130,28 @@ def evaluate(
 
 
 def _right_of_several_tokens(
-    net: torch.nn.Module, prompts_KPD: torch.Tensor, work: Work, renderer: Renderer, batch: Batch, passes: int
+    logits: Sequence[torch.Tensor], asked: Sequence[list[int]], work: Work, renderer: Renderer, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`right_answers` by the summed log probability of whole words, one pass a label.
+    """`right_answers` by the summed log probability of whole words.
+
+    Args:
+        logits: [B, T, V] for each label.
+        asked: [B] labels that each of them was made with; a group's last one where it has no more.
+        work: the examples.
+        renderer: knows the groups.
+        batch: the batch with the examples' own labels.
 
     Returns:
         bool [B], whether an example's group has words of several tokens, and bool [B], its answer if so.
     """
     device = batch.labels_B.device
     groups = [renderer.groups[index] for index in work.groups.tolist()]
-    several = [not group.one_token_words for group in groups]
-    n_labels = [len(group.verbalizer) for group in groups]  # choices have letters, of one token
-    scores_BC = torch.full((len(groups), passes), -torch.inf, device=device)
-    for label in range(passes):
-        asked = [min(label, n - 1) for n in n_labels]
-        other = renderer.batch(work, 1.0, labels=asked)
-        losses_B = label_losses(run_batch(net, prompts_KPD, other), work, renderer.groups, asked)
-        n_tokens = [len(group.verbalizer.ids[one]) for group, one in zip(groups, asked, strict=True)]
+    several_B = torch.tensor([not group.one_token_words for group in groups], device=device)
+    n_labels_B = torch.tensor([len(group.verbalizer) for group in groups], device=device)
+    columns = []
+    for label, (logits_BTV, labels) in enumerate(zip(logits, asked, strict=True)):
+        losses_B = label_losses(logits_BTV, work, renderer.groups, labels)
+        n_tokens = [len(group.verbalizer.ids[one]) for group, one in zip(groups, labels, strict=True)]
         scores_B = -losses_B * torch.tensor(n_tokens, device=device)
-        scores_BC[:, label] = scores_B.masked_fill(torch.tensor(n_labels, device=device) <= label, -torch.inf)
-    return torch.tensor(several, device=device), scores_BC.argmax(-1) == batch.labels_B
+        columns.append(scores_B.masked_fill(n_labels_B <= label, -torch.inf))
+    return several_B, torch.stack(columns, 1).argmax(-1) == batch.labels_B

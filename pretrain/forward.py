@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ class PromptedBackbone(torch.nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.model = backbone.model  # registered here, so that ZeRO 3 shards it and gathers what a layer needs
+        self.model = (
+            backbone.model
+        )  # registered here, so that ZeRO 3 shards it and gathers what a layer needs
         self._backbone = (backbone,)
 
     def forward(
@@ -30,24 +33,37 @@ class PromptedBackbone(torch.nn.Module):
         input_ids_BL: torch.Tensor,
         mask_BL: torch.Tensor,
         prompt_ids_B: torch.Tensor,
-        decoder_ids_BT: torch.Tensor,
-    ) -> torch.Tensor:
-        """Logits of the decoder's positions, [B, T, V]."""
+        *decoder_ids_BT: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits of the decoder's positions, [B, T, V], for each of one or several decoder inputs."""
         (backbone,) = self._backbone
         embeds_BLD = backbone.embed(input_ids_BL)
-        embeds_BLD, mask_BL = insert_prompts(prompts_KPD, embeds_BLD, mask_BL, prompt_ids_B)
-        return backbone.target_logits(embeds_BLD, mask_BL, decoder_ids_BT)
+        # Chosen here row by row, because the gradient of prompts_KPD[ids] is added up by several threads in any
+        # order on a CPU, and resuming is to be exact; index_select's is added up in the order of the rows.
+        own_BPD = prompts_KPD.index_select(0, prompt_ids_B)
+        each_B = torch.arange(len(prompt_ids_B), device=prompt_ids_B.device)
+        embeds_BLD, mask_BL = insert_prompts(own_BPD, embeds_BLD, mask_BL, each_B)
+        states_BLD = backbone.encode(embeds_BLD, mask_BL)
+        return tuple(backbone.decode(states_BLD, mask_BL, ids) for ids in decoder_ids_BT)
 
 
-def run_batch(net: torch.nn.Module, prompts_KPD: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """`net` on a batch, [B, T, V]."""
-    logits: torch.Tensor = net(
-        prompts_KPD, batch.input_ids_BL, batch.mask_BL, batch.prompt_ids_B, batch.decoder_ids_BT
+def run_batch(
+    net: torch.nn.Module, prompts_KPD: torch.Tensor, batch: Batch, others: Sequence[Batch] = ()
+) -> tuple[torch.Tensor, ...]:
+    """`net` on a batch, [B, T, V]; and on the targets of `others`, whose inputs are the same, encoded once."""
+    logits: tuple[torch.Tensor, ...] = net(
+        prompts_KPD,
+        batch.input_ids_BL,
+        batch.mask_BL,
+        batch.prompt_ids_B,
+        *(one.decoder_ids_BT for one in (batch, *others)),
     )
     return logits
 
 
-def deepspeed_module(backbone: Backbone, config: dict[str, Any] | None, processes: Processes) -> torch.nn.Module:
+def deepspeed_module(
+    backbone: Backbone, config: dict[str, Any] | None, processes: Processes
+) -> torch.nn.Module:
     """Hand the frozen backbone to DeepSpeed.
 
     Args:
@@ -76,7 +92,9 @@ def deepspeed_module(backbone: Backbone, config: dict[str, Any] | None, processe
         with quiet():
             engine, *_ = deepspeed.initialize(model=module, config=config)
     except (deepspeed.DeepSpeedConfigError, ValueError, TypeError) as error:
-        raise UserError(f"DeepSpeed refuses its configuration: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"DeepSpeed refuses its configuration: {str(error).strip().splitlines()[0]}"
+        ) from error
     inner: torch.nn.Module = engine.module
     inner.engine = (engine,)  # type: ignore[assignment]  # keeps it alive; a tuple, so not a submodule
     return inner

@@ -46,6 +46,12 @@ class Group:
         """Whether one decoder position tells all labels apart."""
         return all(len(ids) == 1 for ids in self.verbalizer.ids)
 
+    def n_labels(self, rows: Rows) -> NDArray[np.int64]:
+        """How many labels each row can have: its options in a choice, [B]."""
+        if self.name not in CHOICE_FORMATS:
+            return np.full(len(rows), len(self.verbalizer))
+        return np.array([len(self.corpus.units(int(row))[1]) for row in rows], dtype=np.int64)
+
     def rows_of_step(self, step: int, batch_size: int, seed: int) -> Rows:
         """The examples of an update: a function of the step alone, so that a resumed run needs no other position.
 
@@ -99,9 +105,17 @@ def open_groups(settings: PretrainSettings, tokenizer: Tokenizer) -> list[Group]
     groups = []
     for index, name in enumerate(settings.formats):
         corpus = TaskCorpus.open(settings.corpora, name)
+        theirs = corpus.store.manifest["tokenizer"]["fingerprint"]
+        if theirs != tokenizer.fingerprint:
+            raise UserError(
+                f"{settings.corpora} was tokenised with vocabulary {theirs[:12]}, the backbone's is "
+                f"{tokenizer.fingerprint[:12]} ({tokenizer.name}); build the corpora with the backbone's tokenizer"
+            )
         words = corpus.label_words
         verbalizer = (
-            Verbalizer.letters(tokenizer, len(words)) if name in CHOICE_FORMATS else Verbalizer(tokenizer, words)
+            Verbalizer.letters(tokenizer, len(words))
+            if name in CHOICE_FORMATS
+            else Verbalizer(tokenizer, words)
         )
         train_rows, held_rows = corpus.rows("train"), corpus.rows("validation")
         for split, rows in (("train", train_rows), ("validation", held_rows)):
@@ -129,14 +143,20 @@ def share_out(
         rank: which process.
         world: of how many.
     """
-    group_ids = np.concatenate([np.full(len(rows), group.index) for group, rows in zip(groups, picks, strict=True)])
-    rows = np.concatenate(list(picks))
-    lengths = np.concatenate(
-        [group.corpus.lengths(some, settings.prompt_len) for group, some in zip(groups, picks, strict=True)]
+    group_ids = np.concatenate(
+        [np.full(len(rows), group.index) for group, rows in zip(groups, picks, strict=True)]
     )
+    rows = np.concatenate(list(picks))
+    texts = [
+        group.corpus.lengths(some, settings.prompt_len) for group, some in zip(groups, picks, strict=True)
+    ]
+    lengths = np.concatenate(texts) + settings.prompt_len
     parts = [np.asarray(part) for part in micro_batches(lengths.tolist(), settings.batch_tokens)]
     while len(parts) % world and max(map(len, parts)) > 1:
-        largest = max(range(len(parts)), key=lambda i: len(parts[i]) * int(lengths[parts[i]].max()) * (len(parts[i]) > 1))
+        largest = max(
+            range(len(parts)),
+            key=lambda i: len(parts[i]) * int(lengths[parts[i]].max()) * (len(parts[i]) > 1),
+        )
         whole = parts[largest]
         parts[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
     mine = [Work(group_ids[part], rows[part], True) for part in parts[rank::world]]
@@ -149,7 +169,12 @@ class Renderer:
     """Turns work into tensors."""
 
     def __init__(
-        self, groups: Sequence[Group], settings: PretrainSettings, tokenizer: Tokenizer, start_id: int, device: torch.device
+        self,
+        groups: Sequence[Group],
+        settings: PretrainSettings,
+        tokenizer: Tokenizer,
+        start_id: int,
+        device: torch.device,
     ) -> None:
         self.groups = {group.index: group for group in groups}
         self.settings, self.tokenizer, self.start_id, self.device = settings, tokenizer, start_id, device
@@ -179,3 +204,7 @@ class Renderer:
             count=self.settings.count, example_weights=[weight * work.counts] * len(examples),
         )  # fmt: skip
         return batch.to(self.device)
+
+    def clamp(self, work: Work, label: int) -> list[int]:
+        """`label` for each example, or its group's last one where the group has no such label."""
+        return [min(label, len(self.groups[index].verbalizer) - 1) for index in work.groups.tolist()]

@@ -41,7 +41,9 @@ class Metrics:
                 # TensorBoard hides what an earlier start wrote after the checkpoint.
                 self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def training(self, state: RunState, groups: Sequence[Group], settings: PretrainSettings, rate: float) -> None:
+    def training(
+        self, state: RunState, groups: Sequence[Group], settings: PretrainSettings, rate: float
+    ) -> None:
         """Write a row a group: means over the steps since the last row."""
         for group in groups:
             loss, right, target_loss, norm, examples, steps = state.groups[group.name].take_sums()
@@ -49,7 +51,9 @@ class Metrics:
             row["accuracy"] = right / examples if group.one_token_words else None
             if settings.count == "all":
                 row["target_loss"] = target_loss / examples
-            self._write({**row, "gradient_norm": norm / steps, "learning_rate": rate, "examples": round(examples)})
+            self._write(
+                {**row, "gradient_norm": norm / steps, "learning_rate": rate, "examples": round(examples)}
+            )
 
     def validation(self, step: int, scores: dict[str, Score]) -> None:
         """Write a row a group for an evaluation."""

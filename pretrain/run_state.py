@@ -78,11 +78,20 @@ class RunState:
         """Put a checkpoint's prompts and moments into `bank` and give the state beside them."""
         prefix = "bank."
         bank.load_state(
-            {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+            {
+                name.removeprefix(prefix): t
+                for name, t in checkpoint.tensors.items()
+                if name.startswith(prefix)
+            }
         )
         saved = checkpoint.state
         groups = {
-            name: GroupState(**{**values, "best_loss": float("inf") if values["best_loss"] is None else values["best_loss"]})
+            name: GroupState(
+                **{
+                    **values,
+                    "best_loss": float("inf") if values["best_loss"] is None else values["best_loss"],
+                }
+            )
             for name, values in saved["groups"].items()
         }
         best = checkpoint.tensors["best"].to(bank.prompts_KPD.device)
@@ -103,7 +112,13 @@ class RunState:
         }
         return Checkpoint(self.step, {**tensors, "best": self.best_KPD}, state)
 
-    def judge(self, groups: Sequence[Group], scores: dict[str, Score], prompts_KPD: torch.Tensor, settings: PretrainSettings) -> list[str]:
+    def judge(
+        self,
+        groups: Sequence[Group],
+        scores: dict[str, Score],
+        prompts_KPD: torch.Tensor,
+        settings: PretrainSettings,
+    ) -> list[str]:
         """Note an evaluation: keep the better prompts, stop the groups that no longer improve.
 
         A prompt is kept for a lower held-out loss (equal ones: the earlier step stays), or, where the settings ask

@@ -64,7 +64,9 @@ class PretrainSettings(Settings):
     @classmethod
     def _rate_trains(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool) and value == 0:
-            raise ValueError("a learning rate of zero trains nothing; expected a positive number, such as 0.3")
+            raise ValueError(
+                "a learning rate of zero trains nothing; expected a positive number, such as 0.3"
+            )
         return value
 
     @field_validator("formats")
@@ -79,9 +81,13 @@ class PretrainSettings(Settings):
     @model_validator(mode="after")
     def _no_contradiction(self) -> PretrainSettings:
         if self.export_step is not None and self.export_step > self.steps:
-            raise ValueError(f"export_step is {self.export_step} and steps is {self.steps}; it would never come")
+            raise ValueError(
+                f"export_step is {self.export_step} and steps is {self.steps}; it would never come"
+            )
         if self.export_step is not None and self.patience:
-            raise ValueError("export_step asks for a fixed step and patience stops before it; expected one of them")
+            raise ValueError(
+                "export_step asks for a fixed step and patience stops before it; expected one of them"
+            )
         if self.batch_tokens <= self.prompt_len:
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "

@@ -35,7 +35,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(flags: list[str], processes: int | None = None, cpu: bool = True) -> int:
-    return start_launcher(Path("script.py"), ["c.yaml"], processes=processes, cpu=cpu, log="critical", flags=flags)
+    return start_launcher(
+        Path("script.py"), ["c.yaml"], processes=processes, cpu=cpu, log="critical", flags=flags
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75])
@@ -72,7 +74,9 @@ def test_flags_for_the_launcher_pass_through_and_win(stand_in: Path, flags: list
         (["--num_nodes=2", "x=--y"], ["x=--y"], ["--num_nodes=2"]),
     ],
 )
-def test_settings_and_flags_are_told_apart(arguments: list[str], overrides: list[str], flags: list[str]) -> None:
+def test_settings_and_flags_are_told_apart(
+    arguments: list[str], overrides: list[str], flags: list[str]
+) -> None:
     assert split_arguments(arguments) == (overrides, flags)
 
 

@@ -23,7 +23,10 @@ FIVE = {
 
 @pytest.fixture(scope="session")
 def build_dir(
-    tmp_path_factory: pytest.TempPathFactory, text_file: Path, tokenizer_dir: Path, pocket_docs: list[list[str]]
+    tmp_path_factory: pytest.TempPathFactory,
+    text_file: Path,
+    tokenizer_dir: Path,
+    pocket_docs: list[list[str]],
 ) -> Path:
     """Task corpora of all four formats, as `ppt corpora build` makes them; the labeller learnt from made reviews."""
     from corpora.build import BuildSettings, build
@@ -36,7 +39,9 @@ def build_dir(
         word = list(FIVE)[number % 5]
         sentence = pocket_docs[number % len(pocket_docs)][0]
         reviews.append({"text": f"{sentence} It was {rng.choice(FIVE[word])}.", "label": word})
-    (folder / "reviews.jsonl").write_text("\n".join(json.dumps(row) for row in reviews) + "\n", encoding="utf-8")
+    (folder / "reviews.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in reviews) + "\n", encoding="utf-8"
+    )
     train(folder / "reviews.jsonl", folder / "labeller", language="en")
     build(
         BuildSettings(
@@ -57,7 +62,7 @@ def settings(tmp_path: Path, build_dir: Path, backbone_dir: Path) -> Callable[..
     def make(**changes: Any) -> PretrainSettings:
         values: dict[str, Any] = {
             "out": str(tmp_path / "run"), "corpora": str(build_dir), "backbone": str(backbone_dir),
-            "prompt_len": 4, "steps": 6, "batch_size": 4, "batch_tokens": 400, "eval_every": 3, "save_every": 2,
+            "prompt_len": 4, "steps": 6, "batch_size": 4, "batch_tokens": 2000, "eval_every": 3, "save_every": 2,
             "log_every": 2, "eval_examples": 10, "device": "cpu", "learning_rate": 0.5,
         }  # fmt: skip
         return PretrainSettings(**{**values, **changes})

@@ -31,7 +31,10 @@ def prompt_bytes(out: Path) -> dict[str, bytes]:
 
 
 def prompts(out: Path) -> dict[str, torch.Tensor]:
-    return {path.parent.name: load_file(path)["prompt"] for path in sorted(out.glob("prompts/*/prompt.safetensors"))}
+    return {
+        path.parent.name: load_file(path)["prompt"]
+        for path in sorted(out.glob("prompts/*/prompt.safetensors"))
+    }
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -41,7 +44,9 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.defect(13)
-def test_one_job_trains_all_four_groups_from_the_files_that_the_build_wrote(settings: Make, backbone_dir: Path) -> None:
+def test_one_job_trains_all_four_groups_from_the_files_that_the_build_wrote(
+    settings: Make, backbone_dir: Path
+) -> None:
     run = settings()
     summary = pretrain(run)
     assert sorted(summary) == sorted(ALL_FORMATS)
@@ -61,7 +66,9 @@ def test_one_job_trains_all_four_groups_from_the_files_that_the_build_wrote(sett
 @pytest.mark.defect(2)
 def test_the_first_update_moves_the_prompts_that_were_loaded(settings: Make) -> None:
     """The released code loads them after its optimiser copied them, and throws its first update away."""
-    at_0 = settings(steps=1, export_step=0, learning_rate=0.01, formats=["sentence_pair"], schedule="constant")
+    at_0 = settings(
+        steps=1, export_step=0, learning_rate=0.01, formats=["sentence_pair"], schedule="constant"
+    )
     at_1 = settings(
         out=str(at_0.out) + "1", steps=1, export_step=1, learning_rate=0.01, formats=["sentence_pair"],
         schedule="constant", weight_decay=0.0,
@@ -78,7 +85,9 @@ def test_the_first_update_moves_the_prompts_that_were_loaded(settings: Make) -> 
 
 def test_the_backbone_learns_nothing(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
-    monkeypatch.setattr(engine, "load_backbone", lambda *a, **k: loaded.append(load_backbone(*a, **k)) or loaded[0])
+    monkeypatch.setattr(
+        engine, "load_backbone", lambda *a, **k: loaded.append(load_backbone(*a, **k)) or loaded[0]
+    )
     run = settings(steps=3)
     pretrain(run)
     before = load_backbone(run.backbone).model.state_dict()
@@ -89,14 +98,18 @@ def test_the_backbone_learns_nothing(settings: Make, monkeypatch: pytest.MonkeyP
 
 
 def test_the_loss_falls_on_the_examples_that_are_learnt(settings: Make) -> None:
-    run = settings(steps=40, formats=["sentence_pair"], batch_size=8, eval_every=20, log_every=1, schedule="constant")
+    run = settings(
+        steps=40, formats=["sentence_pair"], batch_size=8, eval_every=20, log_every=1, schedule="constant"
+    )
     pretrain(run)
     losses = [row["loss"] for row in rows(run.out) if row["split"] == "train"]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 @pytest.mark.defect(3)
-def test_evaluation_scores_every_held_out_example_whatever_the_micro_batches(settings: Make, build_dir: Path) -> None:
+def test_evaluation_scores_every_held_out_example_whatever_the_micro_batches(
+    settings: Make, build_dir: Path
+) -> None:
     from corpora.task_corpus import TaskCorpus
 
     names = ["sentence_pair", "unified"]
@@ -117,7 +130,9 @@ def test_evaluation_scores_every_held_out_example_whatever_the_micro_batches(set
 def test_micro_batches_change_rounding_only(settings: Make) -> None:
     found = []
     for batch_tokens in (230, 100_000):
-        run = settings(out=f"{settings().out}{batch_tokens}", batch_tokens=batch_tokens, steps=4, prompt_len=2)
+        run = settings(
+            out=f"{settings().out}{batch_tokens}", batch_tokens=batch_tokens, steps=4, prompt_len=2
+        )
         pretrain(run)
         found.append(prompts(run.out))
     for name in ALL_FORMATS:
@@ -125,13 +140,20 @@ def test_micro_batches_change_rounding_only(settings: Make) -> None:
 
 
 def test_a_group_learns_the_same_alone_as_beside_the_others(settings: Make) -> None:
-    together, alone = settings(export_step=6), settings(out=str(settings().out) + "1", export_step=6, formats=["unified"])
+    together, alone = (
+        settings(export_step=6),
+        settings(out=str(settings().out) + "1", export_step=6, formats=["unified"]),
+    )
     pretrain(together)
     pretrain(alone)
-    torch.testing.assert_close(prompts(alone.out)["unified"], prompts(together.out)["unified"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        prompts(alone.out)["unified"], prompts(together.out)["unified"], rtol=1e-3, atol=1e-4
+    )
 
 
-def test_the_prompt_kept_is_that_of_the_lowest_held_out_loss(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_kept_is_that_of_the_lowest_held_out_loss(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = {0: 3.0, 1: 1.0, 2: 2.0, 3: 1.0, 4: 5.0}
     seen = {}
 
@@ -160,7 +182,8 @@ def test_a_group_without_improvement_leaves_the_job_and_the_others_go_on(
     def worse(*args: Any) -> Any:
         scores = real(*args)
         return {
-            name: engine.Score(1.0 if name == "sentence_pair" else 1.0 / (2 + counter()), 0.5, 10) for name in scores
+            name: engine.Score(1.0 if name == "sentence_pair" else 1.0 / (2 + counter()), 0.5, 10)
+            for name in scores
         }
 
     count = [0]
@@ -228,7 +251,9 @@ def test_another_setting_in_the_same_folder_is_refused_by_name(settings: Make) -
         pretrain(settings(steps=1, learning_rate=0.25))
 
 
-def test_another_backbone_under_the_same_name_is_refused(settings: Make, tmp_path: Path, backbone_dir: Path) -> None:
+def test_another_backbone_under_the_same_name_is_refused(
+    settings: Make, tmp_path: Path, backbone_dir: Path
+) -> None:
     import shutil
 
     from safetensors.torch import save_file
@@ -273,7 +298,10 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
 def test_only_two_checkpoints_stay(settings: Make) -> None:
     run = settings(steps=6, save_every=1, formats=["unified"])
     pretrain(run)
-    assert [path.name for path in sorted((run.out / "checkpoints").iterdir())] == ["step_00000005", "step_00000006"]
+    assert [path.name for path in sorted((run.out / "checkpoints").iterdir())] == [
+        "step_00000005",
+        "step_00000006",
+    ]
 
 
 def test_two_jobs_in_one_folder_are_refused(settings: Make) -> None:
@@ -284,18 +312,22 @@ def test_two_jobs_in_one_folder_are_refused(settings: Make) -> None:
         pretrain(run)
 
 
-def test_a_vocabulary_other_than_the_backbones_is_refused(settings: Make, tmp_path: Path, build_dir: Path) -> None:
+def test_a_vocabulary_other_than_the_backbones_is_refused(
+    settings: Make, tmp_path: Path, build_dir: Path
+) -> None:
     import shutil
 
     from corpora.common.files import read_json, write_json
 
     copy = tmp_path / "corpora"
     shutil.copytree(build_dir, copy)
-    for path in copy.glob("*/manifest.json"):
-        manifest = read_json(path)
-        if "tokenizer_fingerprint" in manifest:
-            write_json(path, {**manifest, "tokenizer_fingerprint": "0" * 64})
-    with pytest.raises(UserError, match="tokenizer"):
+    for folder in [copy / "store", *(copy / name for name in ALL_FORMATS)]:
+        manifest = read_json(folder / "manifest.json")
+        if folder.name == "store":
+            manifest["tokenizer"]["fingerprint"] = "0" * 64
+        manifest.pop("store", None)
+        write_json(folder / "manifest.json", manifest)
+    with pytest.raises(UserError, match="tokenised with vocabulary 000000000000, the backbone's is"):
         pretrain(settings(corpora=str(copy)))
 
 
