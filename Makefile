@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
-BENCHES := $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%.py,$(wildcard benchmarks/*.py)))
+BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench torture clean $(addprefix bench-,$(BENCHES))
@@ -36,7 +36,7 @@ torture: .venv/.ready ## long kill runs
 bench: $(addprefix bench-,$(BENCHES)) ## every benchmark; bench-NAME for one
 
 $(addprefix bench-,$(BENCHES)): bench-%: .venv/.ready
-	$(BIN)/python benchmarks/$*.py
+	$(BIN)/python benchmarks/bench_$*.py
 
 clean: ## remove the virtual environment and caches (runs/ stays)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

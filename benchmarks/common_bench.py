@@ -1,0 +1,65 @@
+"""What every benchmark shares: the machine, medians, the table and `runs/bench/NAME.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from corpora.common.files import library_versions, write_json
+
+OUT = Path("runs/bench")
+
+
+def machine() -> dict[str, Any]:
+    """Where a figure was measured."""
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **library_versions("torch", "transformers", "sentencepiece", "numpy"),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time every work once a round, in turn, so that a drifting machine hits all alike."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds):
+        for name, work in works.items():
+            found[name].append(seconds(work))
+            print(f"round {number + 1}/{rounds}  {name}: {found[name][-1]:.2f} s", flush=True)
+    return found
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median over rounds of their seconds by ours: larger is better."""
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def finish(name: str, settings: dict[str, Any], ratios: dict[str, float], raw: dict[str, Any]) -> None:
+    """Print the ratios and write `runs/bench/NAME.json`."""
+    print()
+    for key, value in ratios.items():
+        print(f"{key:<32} {value:.2f} x")
+    path = OUT / f"{name}.json"
+    write_json(path, {"machine": machine(), "settings": settings, "ratios": ratios, "raw": raw})
+    print(f"written to {path}")
