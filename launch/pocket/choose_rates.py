@@ -1,0 +1,58 @@
+"""Chooses the demo's learning rates on draws of the world that the demo never sees: `python -m launch.pocket.choose_rates OUT`.
+
+Another seed and another side of the world (no sentence in common with the demo's sets), dev scores only, averaged over tasks
+and seeds. Its outcome stands in the comments of demo.yaml.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from corpora.common.progress import say
+from corpora.common.settings import make_settings, read_yaml
+from launch.pocket.demo import BACKBONE, CONFIG, build_corpora, fewshot_values, pretrain_prompts, write_world
+from launch.pocket.tasks import DEMO_TASKS
+
+SEED = 77
+RATES = (0.1, 0.3, 1.0)
+FT_RATES = (3e-4, 1e-3, 3e-3)
+METHODS = ("ft", "vanilla_pt", "lm_adaption", "ppt", "hybrid_ppt")
+SEEDS = (100, 101)
+
+
+def choose(out: Path) -> dict[str, dict[float, float]]:
+    """Mean dev score of each method and rate; the best of each is what demo.yaml should say."""
+    from finetune.fewshot import run_fewshot
+    from finetune.results import Results
+    from finetune.settings import FewshotSettings
+
+    config = read_yaml(CONFIG)
+    write_world(out / "world", {**config["world"], "seed": SEED}, DEMO_TASKS, side="trial")
+    build_corpora(out, BACKBONE)
+    pretrain_prompts(out, config["pretrain"], BACKBONE)
+    values = fewshot_values(out, config["fewshot"], DEMO_TASKS) | {
+        "methods": METHODS,
+        "seeds": SEEDS,
+        "learning_rates": RATES,
+        "learning_rates_of": {},
+        "ft_learning_rates": FT_RATES,
+        "max_test": 50,  # test scores are not looked at
+    }
+    run_fewshot(make_settings(FewshotSettings, values, "choose_rates"))
+    scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in Results(out / "fewshot").rows.values():
+        scores[row["method"]][row["learning_rate"]].append(row["dev"])
+    means = {
+        method: {rate: sum(found) / len(found) for rate, found in sorted(rates.items())}
+        for method, rates in scores.items()
+    }
+    for method, rates in means.items():
+        best = max(rates, key=lambda rate: rates[rate])
+        say(f"{method}: {best:g}   " + "  ".join(f"{rate:g}: {mean:.3f}" for rate, mean in rates.items()))
+    return means
+
+
+if __name__ == "__main__":
+    choose(Path(sys.argv[1]))

@@ -1,0 +1,147 @@
+"""`ppt demo`: the whole pipeline on the embedded default, on a CPU, without a network.
+
+Nothing in its results is scripted: the backbone is a real frozen model, only small, and every number comes from rows of
+`fewshot/results.jsonl`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from corpora.common.errors import MachineError
+from corpora.common.files import write_json
+from corpora.common.progress import say
+from corpora.common.settings import make_settings, read_yaml, save_settings
+from launch.pocket.tasks import ALL_TASKS, DEMO_TASKS, TASK_FILES, write_reviews, write_tasks
+from launch.pocket.world import HERE, write_documents
+
+CONFIG = HERE / "demo.yaml"
+BACKBONE, LM_BACKBONE = HERE / "backbone", HERE / "backbone_lm"
+METHODS = ("ft", "vanilla_pt", "hybrid_pt", "lm_adaption", "ppt", "hybrid_ppt", "unified_ppt")
+NOTES = (
+    "The pocket world is made up and its backbone has three million weights; nothing is scripted, every number is a row of "
+    "results.jsonl. Other models and sets give other numbers.",
+    "One learning rate a method, chosen beforehand on sets of the same world that are drawn from other sentences and another "
+    "seed than these (launch/pocket/choose_rates.py). No number was tuned on these test sets.",
+)
+FULL_NOTE = (
+    "The learning rate of each cell is chosen by its dev score from the whole grid, as the protocol says."
+)
+
+
+class Stages:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and say that it begins."""
+        say(f"== {name}")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def write_world(folder: Path, world: dict[str, int], tasks: tuple[str, ...], side: str = "test") -> None:
+    """Write documents, reviews and labelled sets of one draw of the world, unless they are there."""
+    if (folder / "reviews.jsonl").exists():
+        return
+    write_documents(folder / "documents.jsonl", world["documents"], world["seed"])
+    write_tasks(folder / "data", tasks, world["seed"], side, world["train"], world["test"])
+    write_reviews(folder / "reviews.jsonl", world["reviews"], world["seed"])
+
+
+def build_corpora(out: Path, backbone: Path) -> None:
+    """Train the labeller on the reviews and build the four task corpora from the documents."""
+    from corpora.build import BuildSettings, build
+    from corpora.labeller import train
+
+    if not (out / "labeller").exists():
+        say(train(out / "world" / "reviews.jsonl", out / "labeller", language="en").line())
+    values = {
+        "text": [str(out / "world" / "documents.jsonl")],
+        "tokenizer": str(backbone),
+        "out": str(out / "corpora"),
+        "labeller": str(out / "labeller"),
+        "language": "en",
+    }
+    build(make_settings(BuildSettings, values, "ppt demo"))
+
+
+def pretrain_prompts(out: Path, values: dict[str, Any], backbone: Path) -> None:
+    """Pre-train the four prompt groups through the DeepSpeed launcher.
+
+    Raises:
+        MachineError: the job failed.
+    """
+    from launch.launcher import launch_pretraining
+    from pretrain.settings import PretrainSettings
+
+    paths = {"out": str(out / "pretrain"), "corpora": str(out / "corpora"), "backbone": str(backbone)}
+    settings = make_settings(PretrainSettings, {**values, **paths}, str(CONFIG))
+    save_settings(out / "pretrain.yaml", settings)
+    code = launch_pretraining(out / "pretrain.yaml", [])
+    if code:
+        raise MachineError(f"prompt pre-training ended with exit code {code}; its messages stand above")
+
+
+def fewshot_values(out: Path, values: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """The few-shot settings of a run in `out`."""
+    return {
+        "methods": METHODS,
+        **values,
+        "out": str(out / "fewshot"),
+        "backbone": str(BACKBONE),
+        "lm_backbone": str(LM_BACKBONE),
+        "prompts": str(out / "pretrain"),
+        "tasks": tuple(str(TASK_FILES / f"{name}.yaml") for name in tasks),
+        "data": str(out / "world" / "data"),
+    }
+
+
+def run_demo(out: Path, full: bool = False) -> None:
+    """Run every stage; what an earlier start finished is not done again.
+
+    Args:
+        out: folder of everything; `summary.json` and `report.*` lie in it at the end.
+        full: all tasks, and the whole grid of learning rates instead of the rates chosen beforehand.
+
+    Raises:
+        MachineError: a stage failed.
+    """
+    from finetune.fewshot import run_fewshot
+    from finetune.report import report
+    from finetune.settings import FewshotSettings
+
+    config = read_yaml(CONFIG)
+    tasks = ALL_TASKS if full else DEMO_TASKS
+    stages = Stages()
+    with stages.stage("world"):
+        write_world(out / "world", config["world"], ALL_TASKS)
+    with stages.stage("corpora"):
+        build_corpora(out, BACKBONE)
+    with stages.stage("pretrain"):
+        pretrain_prompts(out, config["pretrain"], BACKBONE)
+    with stages.stage("fewshot"):
+        values = {**config["fewshot"], **(config["full"] if full else {})}
+        run_fewshot(make_settings(FewshotSettings, fewshot_values(out, values, tasks), str(CONFIG)))
+    with stages.stage("report"):
+        notes = (NOTES[0], FULL_NOTE if full else NOTES[1])
+        made = report(
+            [out / "fewshot", out / "pretrain"],
+            out,
+            title="The pocket demo",
+            notes=notes,
+            seconds=stages.seconds,
+            backbone=BACKBONE,
+        )
+    total = round(sum(stages.seconds.values()), 1)
+    write_json(out / "summary.json", {"seconds": {**stages.seconds, "total": total}, **made.summary})
+    say(made.text)
+    say(f"report: {out / 'report.html'}; numbers: {out / 'summary.json'}; {total:.0f} s in all")

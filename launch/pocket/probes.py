@@ -1,0 +1,138 @@
+"""Probes: does a backbone hold the abilities that prompts are to call up, and is there room for a prompt?
+
+Each kind of question is asked twice, with its instruction and without. The first figure is what the backbone knows, the gap between the
+two is what a prompt can win. Seconds on a CPU; sentences are from a side of the world that no backbone is trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from launch.pocket.pages import LETTERS, PAIR_KINDS, SENTENCE_KINDS, SINGLE_KINDS, WORD_KINDS, Page, Pages
+from launch.pocket.world import World, words
+
+if TYPE_CHECKING:
+    from corpora.tokenizer import Tokenizer
+
+
+def probe_pages(n: int, seed: int = 77) -> dict[str, list[Page]]:
+    """`n` pages of each kind, every one with its instruction, by names like `pair together` and `choice4 person`."""
+    drawn = Pages(World(seed, "trial", "probes"), bare=0.0)
+    found = {f"pair {kind}": [drawn.pair(kind) for _ in range(n)] for kind in PAIR_KINDS}
+    for options in (2, 4, 6):
+        for kind in (*SENTENCE_KINDS, "repeat"):
+            found[f"choice{options} {kind}"] = [drawn.sentence_choice(kind, options) for _ in range(n)]
+    for kind in WORD_KINDS:
+        found[f"words {kind}"] = [drawn.word_choice(kind, 10) for _ in range(n)]
+    for kind in SINGLE_KINDS:
+        found[f"single {kind}"] = [drawn.single(kind) for _ in range(n)]
+    for kind in ("together", "apart"):
+        found[f"lettered {kind}"] = [drawn.pair_letters(kind) for _ in range(n)]
+    return found
+
+
+def candidates(page: Page) -> list[str]:
+    """The answers that a page's look admits."""
+    if page["options"]:
+        return list(LETTERS[: len(page["options"])])
+    if "{one}" in page["pattern"]:
+        return ["no", "maybe", "yes"]
+    lists = words()
+    by_kind = {"thing": lists.levels, "human": lists.levels, "who": lists.names}
+    return by_kind.get(page["kind"], lists.places)
+
+
+def without_instruction(page: Page) -> Page:
+    """The same page, bare."""
+    return {**page, "pattern": page["pattern"].split(" ? ", 1)[1]}
+
+
+def accuracy(
+    model: Any, tokenizer: Tokenizer, pages: list[Page], prompt_PD: torch.Tensor | None = None
+) -> float:
+    """Share of pages whose answer scores highest among its candidates.
+
+    Args:
+        model: a T5ForConditionalGeneration.
+        tokenizer: its vocabulary.
+        pages: what to ask.
+        prompt_PD: [P, D] a soft prompt before each page, or None.
+    """
+    from corpora.formats import Pattern
+
+    def encoded(text: str) -> Any:
+        return tokenizer.encode([text])[0]
+
+    inputs, answers = [], []
+    for page in pages:
+        fields = {name: encoded(text) for name, text in page["fields"].items()}
+        options = [encoded(text) for text in page["options"]]
+        inputs.append(Pattern.parse(page["pattern"]).render(tokenizer, fields, options, max_tokens=768))
+        ids = [
+            tokenizer.letters[LETTERS.index(word)] if page["options"] else tokenizer.word_ids(word)[0]
+            for word in candidates(page)
+        ]
+        answers.append((ids, candidates(page).index(page["target"])))
+    right = 0
+    order = np.argsort([len(ids) for ids in inputs], kind="stable")
+    start = [0, tokenizer.sentinel(0)]
+    for group in np.array_split(order, max(1, len(order) // 50)):
+        longest = max(len(inputs[i]) for i in group)
+        ids_BL = torch.zeros(len(group), longest, dtype=torch.long)
+        mask_BL = torch.zeros(len(group), longest, dtype=torch.long)
+        for row, i in enumerate(group):
+            ids_BL[row, : len(inputs[i])] = torch.from_numpy(np.asarray(inputs[i], dtype=np.int64))
+            mask_BL[row, : len(inputs[i])] = 1
+        embeds_BLD = model.get_input_embeddings()(ids_BL)
+        if prompt_PD is not None:
+            embeds_BLD = torch.cat([prompt_PD.expand(len(group), -1, -1).to(embeds_BLD), embeds_BLD], dim=1)
+            mask_BL = torch.cat([mask_BL.new_ones(len(group), len(prompt_PD)), mask_BL], dim=1)
+        with torch.no_grad():
+            logits = model(
+                inputs_embeds=embeds_BLD,
+                attention_mask=mask_BL,
+                decoder_input_ids=torch.tensor([start] * len(group)),
+            ).logits[:, 1]
+        for row, i in enumerate(group):
+            ids, label = answers[i]
+            right += int(logits[row, list(ids)].argmax()) == label
+    return right / len(pages)
+
+
+def probe(folder: str | Path, n: int = 100) -> dict[str, tuple[float, float]]:
+    """Accuracy of each kind (with its instruction, without) of a saved backbone."""
+    from transformers import T5ForConditionalGeneration
+
+    from corpora.tokenizer import Tokenizer
+
+    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = Tokenizer.load(str(folder))
+    found = {}
+    for name, pages in probe_pages(n).items():
+        bare = [without_instruction(page) for page in pages]
+        found[name] = (accuracy(model, tokenizer, pages), accuracy(model, tokenizer, bare))
+    return found
+
+
+def as_lines(found: dict[str, tuple[float, float]]) -> str:
+    """A line a look: kind, accuracy in percent with the instruction | without."""
+    looks: dict[str, list[str]] = defaultdict(list)
+    for name, (told, bare) in found.items():
+        look, kind = name.split()
+        looks[look].append(f"{kind} {told * 100:.0f}|{bare * 100:.0f}")
+    return "\n".join(f"{look}: {'  '.join(kinds)}" for look, kinds in looks.items())
+
+
+if __name__ == "__main__":
+    import sys
+
+    result = probe(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100)
+    print(as_lines(result))
+    if len(sys.argv) > 3:
+        Path(sys.argv[3]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,102 @@
+"""Makes the shipped backbones: `python -m launch.pocket.recipe OUT` writes the world's text, then trains as backbone.yaml says.
+
+OUT/world/          documents, pages (cloze records, easy ones first) and some of them as plain text
+OUT/vocabulary/     a sentencepiece vocabulary
+OUT/backbone/       the pocket backbone; OUT/backbone_lm/ its LM-adapted copy
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from corpora.common.files import write_text_atomic
+from corpora.common.progress import say
+from corpora.common.settings import make_settings, read_yaml
+from launch.pocket.pages import as_text, instructions, pages, write_pages
+from launch.pocket.world import HERE, words, write_documents
+
+RECIPE = HERE / "backbone.yaml"
+LOOK_WORDS = "The correct one is This was what right near with and the in but while"
+STAGES = ("world", "backbone", "lm_adapted")
+
+
+def write_world(out: Path, recipe: dict[str, Any]) -> None:
+    """Write the text that the backbone is trained on, unless it is there."""
+    world, folder = recipe["world"], out / "world"
+    if (folder / "pages.txt").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_documents(folder / "documents.jsonl", world["documents"], world["seed"])
+    write_pages(folder / "pages.jsonl", world["pages"], world["seed"])
+    every = world["pages"] // world["pages_as_text"]
+    chosen = islice(pages(world["pages"], world["seed"]), 0, None, every)
+    # sentencepiece makes a piece of what stands in two surroundings: every word on its own, with and without a full stop.
+    write_text_atomic(
+        folder / "words.txt",
+        "\n".join(f"{word} {word}. {word}? {word} {word}" for word in every_word()) + "\n",
+    )
+    write_text_atomic(folder / "pages.txt", "\n\n".join(as_text(page) for page in chosen) + "\n")
+
+
+def every_word() -> list[str]:
+    """Every word of the world, its questions and its looks."""
+    lists = words()
+    groups = [
+        lists.places,
+        *lists.topics.values(),
+        lists.names,
+        lists.verbs,
+        *lists.of_things,
+        *lists.of_people,
+    ]
+    groups += [lists.levels, ["no", "yes", *LOOK_WORDS.split()]]
+    groups += [
+        sentence.split() for look in instructions().values() for kind in look.values() for sentence in kind
+    ]
+    return sorted({word for group in groups for word in group})
+
+
+def train_settings(out: Path, recipe: dict[str, Any], stage: str) -> Any:
+    """The settings of one of the two `ppt backbone train` jobs."""
+    from pretrain.backbone_settings import BackboneTrainSettings
+
+    world = out / "world"
+    values = dict(recipe[stage])
+    if stage == "backbone":
+        values |= {
+            "out": str(out / "backbone"),
+            "tokenizer": str(out / "vocabulary"),
+            "text": [str(world / "documents.jsonl")],
+            "cloze": [str(world / "pages.jsonl")],
+        }
+    else:
+        values |= {
+            "out": str(out / "backbone_lm"),
+            "init": str(out / "backbone"),
+            "text": [str(world / "documents.jsonl"), str(world / "pages.txt")],
+        }
+    return make_settings(BackboneTrainSettings, values, f"{RECIPE} {stage}")
+
+
+def make(out: Path, stages: tuple[str, ...] = STAGES) -> None:
+    """Run the recipe, or some of its stages; what is finished is not done again."""
+    from pretrain.backbone_training import train_backbone
+    from pretrain.vocabulary import train_vocabulary
+
+    recipe = read_yaml(RECIPE)
+    if "world" in stages:
+        say("writing the world's text")
+        write_world(out, recipe)
+        if not (out / "vocabulary").exists():
+            text = [str(out / "world" / "words.txt")]
+            train_vocabulary(text, recipe["world"]["vocabulary"], out / "vocabulary", "en")
+    for stage in ("backbone", "lm_adapted"):
+        if stage in stages:
+            train_backbone(train_settings(out, recipe, stage))
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), tuple(sys.argv[2:]) or STAGES)

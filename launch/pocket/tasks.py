@@ -1,0 +1,179 @@
+"""Labelled sets of the pocket world: two tasks a format, and star reviews for the labeller.
+
+The tasks are kin to what their format's prompt is pre-trained on (next-sentence prediction and selection, opinions), but not the
+same: another number of labels, other traps, longer texts. Their sentences belong to a side of the world that no training
+text is drawn from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from corpora.common.files import write_text_atomic
+from launch.pocket.world import HERE, Sentence, World
+
+Row = dict[str, Any]
+TASK_FILES = HERE / "tasks"
+DEMO_TASKS = ("kin", "sequel", "verdict", "topics10")  # one each of pair, choice, single text, ten labels
+ALL_TASKS = ("kin", "link", "sequel", "theme", "verdict", "stars", "topics10", "topics12")
+TEN = ("river", "garden", "kitchen", "station", "school", "farm", "theatre", "harbour", "forest", "market")
+TWELVE = (*TEN, "hospital", "mine")
+
+
+def _in_order(world: World, one: Sentence, two: Sentence) -> dict[str, str]:
+    one, two = (one, two) if world.dice.chance(0.5) else (two, one)
+    return {"one": one.text, "two": two.text}
+
+
+def kin(world: World, number: int) -> Row:
+    """Do two statements have the same topic? The person is the same more often when they do not."""
+    same = number % 2
+    topic, actor = world.topic(), world.actor()
+    one = world.sentence(topic, actor)
+    who = actor if world.dice.chance(0.3 if same else 0.6) else world.actor(actor)
+    if not same:
+        two = world.sentence(world.topic(topic), who)
+    elif world.dice.chance(0.3):
+        two = world.sentence(topic, who, world.dice.pick(one.nouns))
+    else:
+        two = world.sentence(topic, who, without=one.nouns)
+    return {**_in_order(world, one, two), "label": ("no", "yes")[same]}
+
+
+def link(world: World, number: int) -> Row:
+    """How close are two statements: the same thing (yes), the same topic (maybe), neither (no)?"""
+    kind = number % 3
+    topic, actor = world.topic(), world.actor()
+    one = world.sentence(topic, actor)
+    who = actor if world.dice.chance(0.5) else world.actor(actor)
+    shared = world.dice.pick(one.nouns)
+    two = (
+        world.sentence(world.topic(topic), who),
+        world.sentence(topic, who, without=one.nouns),
+        world.sentence(topic, who, shared, [noun for noun in one.nouns if noun != shared]),
+    )[kind]
+    return {**_in_order(world, one, two), "label": ("no", "maybe", "yes")[kind]}
+
+
+def sequel(world: World, number: int) -> Row:
+    """Which of four sentences goes on with a text of two? A wrong one has its topic, another its person."""
+    topic, actor, dice = world.topic(), world.actor(), world.dice
+    first = world.story(topic, world.actor())
+    middle = first.nouns[1]
+    last = world.story(topic, actor, middle, first.nouns)
+    end = next(noun for noun in last.nouns if noun != middle)
+    used = [*first.nouns, *last.nouns]
+    who = actor if dice.chance(0.3) else world.actor(actor)
+    right = world.sentence(topic, who, end, [noun for noun in used if noun != end])
+    wrong = [
+        world.sentence(topic, world.actor(actor), without=used),
+        world.sentence(world.topic(topic), actor),
+        world.sentence(world.topic(topic), world.actor(actor)),
+    ]
+    return _choice(world, f"{first.text} {last.text}", right, wrong, number % 4)
+
+
+def theme(world: World, number: int) -> Row:
+    """Which of five sentences has the topic of the text? Two wrong ones have its person."""
+    topic, actor = world.topic(), world.actor()
+    text = world.sentence(topic, actor)
+    right = world.sentence(topic, world.actor(actor), without=text.nouns)
+    wrong = [
+        world.sentence(world.topic(topic), actor if trap else world.actor(actor))
+        for trap in (True, True, False, False)
+    ]
+    return _choice(world, text.text, right, wrong, number % 5)
+
+
+def _choice(world: World, text: str, right: Sentence, wrong: list[Sentence], place: int) -> Row:
+    options = [sentence.text for sentence in world.dice.shuffled(wrong)]
+    options.insert(place, right.text)
+    return {"text": text, "options": options, "label": place}
+
+
+def _review(world: World, thing: int, person: int) -> str:
+    """An opinion with a plain sentence of the same topic before or after it."""
+    topic, actor = world.topic(), world.actor()
+    opinion = world.opinion(topic, actor, thing, person)
+    plain = world.story(topic, actor if world.dice.chance(0.5) else world.actor(), placed=0.0)
+    return f"{opinion.text} {plain.text}" if world.dice.chance(0.5) else f"{plain.text} {opinion.text}"
+
+
+def verdict(world: World, number: int) -> Row:
+    """Is the thing good or bad? Mostly the person is the opposite."""
+    good = number % 2
+    thing = world.dice.pick((3, 4) if good else (0, 1))
+    against = world.dice.chance(0.7)
+    person = world.dice.pick((3, 4) if bool(good) != against else (0, 1))
+    return {"text": _review(world, thing, person), "label": ("bad", "good")[good]}
+
+
+def stars(world: World, number: int) -> Row:
+    """How good is the thing, in five steps?"""
+    level = number % 5
+    person = world.dice.other(range(5), level) if world.dice.chance(0.7) else level
+    return {"text": _review(world, level, person), "label": world.words.levels[level]}
+
+
+def topics10(world: World, number: int) -> Row:
+    """What is a text about, of ten topics? In most, another of them stands in it as a place."""
+    topic = TEN[number % len(TEN)]
+    return {"text": world.story(topic, world.actor(), placed=0.6, places=TEN).text, "label": topic}
+
+
+def topics12(world: World, number: int) -> Row:
+    """The same of twelve topics, for texts of two sentences."""
+    topic = TWELVE[number % len(TWELVE)]
+    one = world.story(topic, world.actor(), placed=0.6, places=TWELVE)
+    two = world.sentence(topic, world.actor(), without=one.nouns)
+    return {"text": f"{one.text} {two.text}", "label": topic}
+
+
+MAKERS: dict[str, Callable[[World, int], Row]] = {
+    "kin": kin, "link": link, "sequel": sequel, "theme": theme,
+    "verdict": verdict, "stars": stars, "topics10": topics10, "topics12": topics12,
+}  # fmt: skip
+
+
+def rows(task: str, n: int, seed: int, side: str) -> list[Row]:
+    """`n` different rows of a task, labels evenly, in an order drawn from the seed."""
+    world = World(seed, side, "task", task)
+    found: dict[str, Row] = {}
+    number = 0
+    while len(found) < n:
+        row = MAKERS[task](world, number)
+        key = json.dumps({name: value for name, value in row.items() if name not in ("label", "options")})
+        if key not in found:
+            found[key] = row
+            number += 1
+    return world.dice.shuffled(list(found.values()))
+
+
+def write_jsonl(path: Path, records: list[Row]) -> None:
+    """Write rows as JSON lines."""
+    write_text_atomic(path, "\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n")
+
+
+def write_tasks(folder: Path, names: tuple[str, ...], seed: int, side: str, train: int, test: int) -> None:
+    """Write `<folder>/<task>/train.jsonl` and `test.jsonl` for each task, no text in both."""
+    for name in names:
+        drawn = rows(name, train + test, seed, side)
+        write_jsonl(folder / name / "train.jsonl", drawn[:train])
+        write_jsonl(folder / name / "test.jsonl", drawn[train:])
+
+
+def write_reviews(path: Path, n: int, seed: int) -> None:
+    """Write `n` reviews with one to five stars: the stars are for the thing, whatever is said of the person."""
+    world = World(seed, "text", "reviews")
+    records = []
+    for number in range(n):
+        level = number % 5
+        if world.dice.chance(0.3):
+            text = _review(world, level, world.dice.below(5))
+        else:
+            text = world.opinion(world.topic(), world.actor(), level, world.dice.below(5)).text
+        records.append({"text": text, "label": level, "stars": level + 1})
+    write_jsonl(path, world.dice.shuffled(records))
