@@ -234,7 +234,7 @@ def test_the_fingerprint_tells_other_weights_other_shapes_and_other_dtypes_apart
 def test_the_embedding_rms_is_that_of_the_table_in_float64(folders: dict[str, Path]) -> None:
     backbone = load_backbone(folders["mt5"])
     wanted = tiny("mt5").shared.weight.double().square().mean().sqrt()
-    assert backbone.embedding_rms == pytest.approx(float(wanted), rel=1e-12)
+    assert backbone.embedding_rms == pytest.approx(wanted.item(), rel=1e-12)
     with torch.no_grad():
         backbone.model.shared.weight.zero_()
     del backbone.embedding_rms
