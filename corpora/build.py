@@ -47,6 +47,7 @@ LIBRARIES = ("blingfire", "numpy", "pyarrow", "sentencepiece", "zstandard")
 class LabelSettings(Settings):
     """How labels become the `single_text` corpus."""
 
+    labeller_words: list[str] | None = None  # label words of a sequence classifier, in its order
     keep: float = Field(default=0.2, gt=0, le=1)  # of each class, the surest that a linear labeller keeps
     balance: bool = True  # down to the rarest class
     workers: int = Field(default=1, ge=1)  # processes; the result is the same for any number
@@ -60,7 +61,6 @@ class BuildSettings(LabelSettings):
     out: str  # folder of the build
     formats: list[str] | None = None  # None: all, single_text only with a labeller
     labeller: str | None = None  # folder of a labeller, or a sequence classifier by name
-    labeller_words: list[str] | None = None  # label words of a sequence classifier, in its order
     unit: Unit = "paragraphs"
     language: Language = "auto"
     text_field: str = "text"  # of JSONL, CSV, Parquet and hub records
@@ -319,7 +319,7 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     Args:
         folder: a build that keeps its text.
         labeller: folder of a labeller, or a sequence classifier by name.
-        how: share kept, balance, workers.
+        how: words of a classifier, share kept, balance, workers.
 
     Returns:
         The folder of the corpus.
@@ -332,12 +332,13 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     store = SentenceStore.open(out / "store")
     if not store.keeps_text:
         raise UserError(f"{out} was built without text (keep_text: false); build it again with text")
-    given = Labeller.load(labeller)
+    how = how or LabelSettings()
+    given = Labeller.load(labeller, how.labeller_words)
     _warn(store, given)
     with _alone(out):
         _remove(out / "labels")  # of another labeller, perhaps
         with atomic_folder(out / "labeller", replace=True) as partial:
             given.save(partial)
-        _draw(out, store, "single_text", how or LabelSettings(), there["seed"], there["validation"], given)
+        _draw(out, store, "single_text", how, there["seed"], there["validation"], given)
         _remove(out / "labels")
     return out / "single_text"

@@ -28,6 +28,7 @@ from corpora.common.files import (
     write_json,
     write_manifest,
 )
+from corpora.common.progress import say
 from corpora.common.rng import generator
 from corpora.documents import find_sources
 from corpora.reviews import Review, read_reviews
@@ -223,7 +224,7 @@ def train(
     language: Language = "auto",
     seed: int = 0,
 ) -> Report:
-    """Train the linear labeller.
+    """Train the linear labeller and print how good it is.
 
     Args:
         reviews: JSONL or CSV (plain or compressed) with the fields `text` and `label`: 0, 1, ... from the lowest
@@ -276,6 +277,7 @@ def train(
         fields = read_manifest(folder, "labeller")
         fields |= {"accuracy": report.accuracy, "majority": report.majority, "held_out": report.n_test}
         write_json(folder / "manifest.json", fields)
+    say(report.line())
     return report
 
 

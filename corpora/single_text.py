@@ -48,7 +48,7 @@ class Kept:
         """Each class's count and lowest probability, readable."""
         pairs = zip(self.notes["kept"], self.notes["lowest_probability"], strict=True)
         shown = ", ".join(f"{n:,}" if p is None else f"{n:,} (from {p:.2f})" for n, p in pairs)
-        return f"single_text {side}: units kept of each class, and their lowest probability: {shown}"
+        return f"{side}: units kept of each class, and their lowest probability: {shown}"
 
 
 def select(view: StoreView, labels: Labels, seed: int) -> Kept:
@@ -112,9 +112,7 @@ def _warnings(side: str, kept: list[int]) -> tuple[str, ...]:
     """Only the training side: a twentieth of it is naturally small."""
     if side != "train":
         return ()
-    found = [f"single_text: no unit was labelled with class {c}" for c, count in enumerate(kept) if not count]
+    found = [f"no unit was labelled with class {c}" for c, count in enumerate(kept) if not count]
     if min(kept) < FEW:
-        found.append(
-            f"single_text: the rarest class has {min(kept)} examples, fewer than {FEW}; give more text"
-        )
+        found.append(f"the rarest class has {min(kept)} examples, fewer than {FEW}; give more text")
     return tuple(found)

@@ -15,7 +15,7 @@ import pytest
 
 from corpora import build as build_module
 from corpora import parts as parts_module
-from corpora.build import BuildSettings, apply_labeller, build
+from corpora.build import BuildSettings, LabelSettings, apply_labeller, build
 from corpora.common.errors import MachineError, PPTError, UserError
 from corpora.common.files import read_json
 from corpora.formats import FORMATS
@@ -267,8 +267,13 @@ def test_a_labeller_applied_later_gives_what_it_gives_in_the_build(
     together = build(settings_of("together"))
     assert tree(out / "single_text") == tree(together / "single_text")
     assert tree(out / "labeller") == tree(together / "labeller")
+    apply_labeller(out, str(labeller_dir), LabelSettings(keep=1.0, balance=False))
+    assert tree(out / "single_text") != tree(together / "single_text")
     apply_labeller(out, str(labeller_dir))
     assert tree(out / "single_text") == tree(together / "single_text")
+    bare = build(settings_of("bare", labeller=None, keep_text=False, formats=["sentence_pair"]))
+    with pytest.raises(UserError, match="built without text"):
+        apply_labeller(bare, str(labeller_dir))
 
 
 def test_a_full_disk_fails_with_one_line_leaves_nothing_half_written_and_goes_on_later(
@@ -357,6 +362,31 @@ def test_a_dead_worker_is_one_line_and_the_build_goes_on_later(
 
 def _die(*arguments: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_text_that_the_tokenizer_does_not_know_or_another_language_is_a_warning(
+    settings_of: Callable[..., BuildSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "zh.txt"
+    lines = [f"第{i}天，她在河边看见一只船。" for i in range(60)]
+    path.write_text("\n\n".join("\n".join(lines[k : k + 6]) for k in range(0, 60, 6)), encoding="utf-8")
+    out = build(settings_of("build", text=[str(path)], formats=["sentence_pair", "single_text"]))
+    said = capsys.readouterr().err
+    assert "of the tokens are <unk>; this tokenizer was made for other text" in said
+    assert "warning: the labeller was trained on en, the text is zh" in said
+    assert read_json(out / "store" / "manifest.json")["language"] == "zh"
+    assert read_json(out / "sentence_pair" / "manifest.json")["language"] == "zh"
+
+
+def test_a_finished_store_that_was_damaged_is_an_error_and_nothing_is_removed(
+    settings_of: Callable[..., BuildSettings],
+) -> None:
+    out = build(settings_of("build", labeller=None, formats=["sentence_pair"]))
+    (out / "store" / "tokens.bin").write_bytes(b"12")
+    before = tree(out)
+    with pytest.raises(UserError, match=r"tokens\.bin has 2 bytes"):
+        build(settings_of("build", labeller=None, formats=["sentence_pair"]))
+    assert tree(out) == before
 
 
 @pytest.mark.defect(13)

@@ -35,11 +35,14 @@ def write(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def test_training_reports_held_out_accuracy_beside_the_majority_class(tmp_path: Path) -> None:
+def test_training_reports_held_out_accuracy_beside_the_majority_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path / "reviews.jsonl", [*reviews(300), *[{"text": "superb meal", "label": 4}] * 100])
     report = train(path, tmp_path / "labeller")
     assert (report.n_train, report.n_test) == (360, 40)
     assert report.accuracy > 0.95 > 0.7 > report.majority
+    assert report.line() in capsys.readouterr().err
     assert "held-out accuracy" in report.line() and f"{report.majority:.4f}" in report.line()
     other = train(path, tmp_path / "other", test=write(tmp_path / "test.jsonl", reviews(10)))
     assert (other.n_train, other.n_test, other.majority) == (400, 10, 0.2)
