@@ -102,7 +102,7 @@ def batches(n: int, batch_size: int, epochs: int, seed: int, task: str) -> list[
     Returns:
         Positions 0 ... n-1, one array a step.
     """
-    steps = []
+    steps: list[IntArray] = []
     for epoch in range(epochs):
         order = generator(seed, "order", task, epoch).permutation(n)
         steps.extend(order[start : start + batch_size] for start in range(0, n, batch_size))

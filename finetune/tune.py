@@ -15,7 +15,7 @@ from finetune.draws import evaluation_steps
 from finetune.inputs import Item, Renderer
 from finetune.score import Scores, score_items
 from pretrain.backbone import Backbone
-from pretrain.batching import collate, example_losses, micro_batches
+from pretrain.batching import Count, collate, example_losses, micro_batches
 from pretrain.prompts import PromptBank, insert_prompts
 
 CurvePoint = dict[str, float | int | None]
@@ -86,7 +86,7 @@ class TuneOptions:
     weight_decay: float
     clip: float
     ft_weight_decay: float
-    count: str
+    count: Count
     length_normalised: bool
 
 
@@ -155,11 +155,11 @@ def _train_losses(
     device = backbone.embedding_device
     items, targets, which, weights = [], [], [], []
     for k in active:
-        batch = [trials[k].train[position] for position in trials[k].order[step]]
-        items += batch
-        targets += trials[k].renderer.target_ids(batch)
-        which += [k] * len(batch)
-        weights += [1.0 / len(batch)] * len(batch)
+        own = [trials[k].train[position] for position in trials[k].order[step]]
+        items += own
+        targets += trials[k].renderer.target_ids(own)
+        which += [k] * len(own)
+        weights += [1.0 / len(own)] * len(own)
     prompt_len = bank.prompts_KPD.shape[1]
     losses = [0.0] * len(trials)
     for group in micro_batches([len(item.input_ids) + prompt_len for item in items], options.batch_tokens):

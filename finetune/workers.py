@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
-from typing import TYPE_CHECKING
+
+import torch
 
 from corpora.common.errors import MachineError
+from finetune.jobs import run_job
+from finetune.plan import Job
 from finetune.results import ResultRow
 from finetune.settings import FewshotSettings
-
-if TYPE_CHECKING:
-    from finetune.fewshot import Job
-    from finetune.workshop import Workshop
+from finetune.workshop import Workshop
 
 _workshop: Workshop | None = None  # of this worker process, kept from job to job
 _steps: SimpleQueue[int] | None = None
 
 
 def _start(settings: FewshotSettings, threads: int, steps: SimpleQueue[int]) -> None:
-    import torch
-
-    from finetune.workshop import Workshop
-
     global _workshop, _steps
     torch.set_num_threads(threads)
     _workshop, _steps = Workshop(settings), steps
 
 
 def _run(job: Job) -> list[ResultRow]:
-    from finetune.fewshot import run_job
-
     assert _workshop is not None and _steps is not None
     return run_job(_workshop, job, _steps.put)
+
+
+def threads_each(processes: int) -> int:
+    """Threads of each of several processes on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)
 
 
 def run_jobs(
@@ -55,8 +56,6 @@ def run_jobs(
     Raises:
         MachineError: a process died.
     """
-    from finetune.fewshot import threads_each
-
     processes = min(settings.processes, len(jobs))
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     steps: SimpleQueue[int] = context.SimpleQueue()
