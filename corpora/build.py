@@ -311,6 +311,8 @@ def _draw(
         write_task_corpus(folder, name, drawn, fields)
     for line in drawn.lines():
         say(f"{name}: {line}")
+    if not len(drawn):
+        say(f"warning: {name} has no examples; its documents need more units, or give more text")
 
 
 def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings | None = None) -> Path:

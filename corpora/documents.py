@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from corpora.common.errors import MachineError, UserError, nearest
 from corpora.common.files import hash_file
+from corpora.common.hub import hub_reachable
 from corpora.common.progress import say
 
 COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
@@ -340,6 +341,8 @@ def _read_hub(source: Source, text_field: str) -> Iterator[Record]:
     name, config, split, *rest = [*source.name.removeprefix(HUB).split(":"), "", ""]
     if rest and any(rest):
         raise UserError(f'"{source.name}" is no data set; expected hub:namespace/name[:config][:split]')
+    if not Path(name).is_dir() and not hub_reachable():
+        raise MachineError(f"{source.name}: the hub cannot be reached")
     try:
         stream = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         columns = stream.column_names

@@ -28,6 +28,7 @@ from corpora.common.files import (
     write_json,
     write_manifest,
 )
+from corpora.common.hub import hub_reachable
 from corpora.common.progress import say
 from corpora.common.rng import generator
 from corpora.documents import find_sources
@@ -157,16 +158,17 @@ class SequenceClassifier(Labeller):
     def __init__(self, name: str, words: Sequence[str] | None = None) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        local = not Path(name).is_dir() and not hub_reachable()
         try:
             # Weights of others are never unpickled, and their code never runs.
             self._model = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True
+                name, use_safetensors=True, local_files_only=local
             ).eval()
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
         except (OSError, ValueError) as error:
+            reason = "the hub cannot be reached" if local else str(error).strip().splitlines()[0]
             raise UserError(
-                f"{name} is neither a labeller's folder nor a sequence classifier in safetensors "
-                f"({str(error).splitlines()[0]})"
+                f"{name} is neither a labeller's folder nor a sequence classifier in safetensors ({reason})"
             ) from error
         self.name = name
         count = int(self._model.config.num_labels)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
 from corpora.common.files import write_bytes_atomic, write_json
+from corpora.common.hub import hub_reachable
 
 IntArray = NDArray[np.int32]
 
@@ -346,17 +347,21 @@ def _from_hub(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
     from transformers.utils import cached_file
 
+    local = not os.path.isdir(name) and not hub_reachable()
+
     def attempt(load: Callable[[], Any]) -> Any:
         try:
             return load()
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = "the hub cannot be reached" if local else reason
             raise UserError(
                 f'no tokenizer at "{name}" ({reason}); expected a folder, a *.model file or a hub name'
             ) from error
 
     if not os.path.isdir(name):
         lenient: dict[str, Any] = {
+            "local_files_only": local,
             "_raise_exceptions_for_missing_entries": False,
             "_raise_exceptions_for_connection_errors": False,
         }
@@ -365,4 +370,4 @@ def _from_hub(name: str) -> Tokenizer:
             config = attempt(lambda: cached_file(name, "tokenizer_config.json", **lenient))
             extra = _extra_ids(Path(config).parent) if config is not None else SENTINELS
             return SentencePieceTokenizer(Path(model), name, extra)
-    return HubTokenizer(attempt(lambda: AutoTokenizer.from_pretrained(name)), name)
+    return HubTokenizer(attempt(lambda: AutoTokenizer.from_pretrained(name, local_files_only=local)), name)

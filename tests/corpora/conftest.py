@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -11,10 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from corpora.build import BuildSettings
 from corpora.common.errors import PPTError
+from corpora.common.files import hash_file
 from corpora.common.rng import generator
+from corpora.labeller import train
 
 NOBODY = 65534
+SAID = ("terrible awful", "bad poor", "so so", "good nice", "great superb")
+NOUNS = ("boat", "rose", "bread", "train", "water", "fish", "seed", "bee")
 
 
 def _drop_and_run(
@@ -92,3 +98,51 @@ def made_store() -> Callable[..., SimpleNamespace]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def labeller_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labeller whose classes the made documents' words meet now and then."""
+    folder = tmp_path_factory.mktemp("labeller")
+    rows = [
+        {
+            "text": f"The {NOUNS[(i * 7 + label) % 8]} near the {NOUNS[i % 8]} was {SAID[label]}.",
+            "label": label,
+        }
+        for i in range(20)
+        for label in range(5)
+    ]
+    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(folder / "reviews.jsonl", folder / "labeller")
+    return folder / "labeller"
+
+
+@pytest.fixture
+def settings_of(
+    tmp_path: Path, text_file: Path, tokenizer_dir: Path, labeller_dir: Path
+) -> Callable[..., BuildSettings]:
+    """Makes settings of a small build in the folder `out`, with any changes."""
+
+    def make(out: str, **changes: object) -> BuildSettings:
+        values: dict[str, object] = {
+            "text": [str(text_file)],
+            "tokenizer": str(tokenizer_dir),
+            "out": str(tmp_path / out),
+            "labeller": str(labeller_dir),
+            "validation": 0.2,
+            "part_chars": 20_000,
+        }
+        return BuildSettings.model_validate(values | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tree() -> Callable[[Path], dict[str, str]]:
+    """Gives every file of a folder with the hash of its bytes."""
+
+    def hashes(folder: Path) -> dict[str, str]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): hash_file(path) for path in files}
+
+    return hashes

@@ -1,98 +1,20 @@
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import shutil
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from corpora import build as build_module
-from corpora import parts as parts_module
 from corpora.build import BuildSettings, LabelSettings, apply_labeller, build
-from corpora.common.errors import MachineError, PPTError, UserError
+from corpora.common.errors import UserError
 from corpora.common.files import read_json
 from corpora.formats import FORMATS
-from corpora.labeller import train
 from corpora.store import SentenceStore
 from corpora.tokenizer import Tokenizer
 
-SAID = ("terrible awful", "bad poor", "so so", "good nice", "great superb")
-NOUNS = ("boat", "rose", "bread", "train", "water", "fish", "seed", "bee")
-
-
-@pytest.fixture(scope="module")
-def labeller_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A labeller whose classes the made documents' words meet now and then."""
-    folder = tmp_path_factory.mktemp("labeller")
-    rows = [
-        {
-            "text": f"The {NOUNS[(i * 7 + label) % 8]} near the {NOUNS[i % 8]} was {SAID[label]}.",
-            "label": label,
-        }
-        for i in range(20)
-        for label in range(5)
-    ]
-    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train(folder / "reviews.jsonl", folder / "labeller")
-    return folder / "labeller"
-
-
-@pytest.fixture
-def settings_of(
-    tmp_path: Path, text_file: Path, tokenizer_dir: Path, labeller_dir: Path
-) -> Callable[..., BuildSettings]:
-    def make(out: str, **changes: object) -> BuildSettings:
-        values: dict[str, object] = {
-            "text": [str(text_file)],
-            "tokenizer": str(tokenizer_dir),
-            "out": str(tmp_path / out),
-            "labeller": str(labeller_dir),
-            "validation": 0.2,
-            "part_chars": 20_000,
-        }
-        return BuildSettings.model_validate(values | changes)
-
-    return make
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file's path and hash."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def build_and_die(settings: BuildSettings, replace: int) -> int:
-    """Build in a child process that is killed just before (even) or after (odd) one of its renames.
-
-    Returns:
-        How the child ended: the signal, or 0 when it was done before.
-    """
-    child = os.fork()
-    if child == 0:
-        real, count = os.replace, 0
-
-        def killing(*args: object) -> None:
-            nonlocal count
-            if count == replace // 2 and replace % 2 == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(*args)  # type: ignore[arg-type]
-            if count == replace // 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            count += 1
-
-        os.replace = killing  # type: ignore[assignment]
-        try:
-            build(settings)
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
+Tree = Callable[[Path], dict[str, str]]  # every file of a folder and the hash of its bytes
 
 
 def test_a_build_holds_store_tokenizer_labeller_and_every_format(
@@ -118,71 +40,13 @@ def test_a_build_holds_store_tokenizer_labeller_and_every_format(
 @pytest.mark.defect(6)
 def test_any_number_of_workers_and_a_second_build_give_the_same_bytes(
     settings_of: Callable[..., BuildSettings],
+    tree: Tree,
 ) -> None:
     one = tree(build(settings_of("one")))
     assert tree(build(settings_of("two", workers=2))) == one
     assert tree(build(settings_of("again"))) == one
     assert tree(build(settings_of("again", workers=2))) == one  # nothing to do
     assert tree(build(settings_of("seed", seed=1))) != one
-
-
-def test_a_build_killed_at_any_rename_and_started_again_ends_with_the_same_bytes(
-    settings_of: Callable[..., BuildSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = tree(build(settings_of("whole")))
-    killed = settings_of("killed")
-    made: list[str] = []
-    real = parts_module.PartMaker.make
-
-    for replace in range(200):
-        if build_and_die(killed, replace) == 0:
-            break
-        seen = {path.name for path in (Path(killed.out) / "parts").glob("[0-9]*[0-9]")}
-
-        def watching(
-            self: object, tokenizer: object, texts: object, path: Path, seen: set[str] = seen
-        ) -> None:
-            made.append(path.name)
-            assert path.name not in seen, "a finished part was made again"
-            real(self, tokenizer, texts, path)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(parts_module.PartMaker, "make", watching)
-        if replace % 3 == 0:  # else go on dying, each time a little later
-            again = settings_of("killed")
-            build(again)
-            assert tree(Path(again.out)) == whole
-            shutil.rmtree(again.out)
-        monkeypatch.setattr(parts_module.PartMaker, "make", real)
-    assert replace > 20
-    assert tree(Path(killed.out)) == whole
-
-
-def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
-    settings_of: Callable[..., BuildSettings],
-) -> None:
-    settings = settings_of("killed", workers=2, part_chars=2_000, labeller=None, formats=["sentence_pair"])
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        try:
-            build(settings)
-        finally:
-            os._exit(0)
-    parts, deadline = Path(settings.out) / "parts", time.monotonic() + 100
-    while not list(parts.glob("[0-9]*[0-9]")) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the build was done before it could be killed"
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(child, 0)
-        except ProcessLookupError:
-            break
-        time.sleep(0.01)
-    else:
-        pytest.fail("workers outlived the build")
-    whole = settings_of("whole", part_chars=2_000, labeller=None, formats=["sentence_pair"])
-    assert tree(build(settings.model_copy(update={"workers": 1}))) == tree(build(whole))
 
 
 def test_other_settings_in_the_same_folder_are_an_error_that_names_both_sides(
@@ -205,7 +69,7 @@ def test_other_settings_in_the_same_folder_are_an_error_that_names_both_sides(
 
 
 def test_the_same_text_elsewhere_goes_on_and_no_path_enters_a_build(
-    settings_of: Callable[..., BuildSettings], tmp_path: Path, text_file: Path
+    settings_of: Callable[..., BuildSettings], tree: Tree, tmp_path: Path, text_file: Path
 ) -> None:
     first = tree(build(settings_of("build")))
     (tmp_path / "elsewhere").mkdir()
@@ -260,7 +124,7 @@ def test_without_a_labeller_single_text_is_left_out_and_a_line_says_so(
 
 
 def test_a_labeller_applied_later_gives_what_it_gives_in_the_build(
-    settings_of: Callable[..., BuildSettings], labeller_dir: Path
+    settings_of: Callable[..., BuildSettings], tree: Tree, labeller_dir: Path
 ) -> None:
     out = build(settings_of("later", labeller=None))
     apply_labeller(out, str(labeller_dir))
@@ -274,94 +138,6 @@ def test_a_labeller_applied_later_gives_what_it_gives_in_the_build(
     bare = build(settings_of("bare", labeller=None, keep_text=False, formats=["sentence_pair"]))
     with pytest.raises(UserError, match="built without text"):
         apply_labeller(bare, str(labeller_dir))
-
-
-def test_a_full_disk_fails_with_one_line_leaves_nothing_half_written_and_goes_on_later(
-    settings_of: Callable[..., BuildSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = tree(build(settings_of("whole")))
-    real = os.fsync
-    for fail_at in (3, 12, 30):
-        settings, calls = settings_of(f"full{fail_at}"), 0
-
-        def full(descriptor: int, fail_at: int = fail_at) -> None:
-            nonlocal calls
-            calls += 1
-            if calls >= fail_at:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            real(descriptor)
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(MachineError, match="no space left on device") as error:
-            build(settings)
-        assert "\n" not in str(error.value) and error.value.exit_code == 1
-        assert not list(Path(settings.out).rglob("*.partial"))
-        monkeypatch.setattr(os, "fsync", real)
-        assert tree(build(settings)) == whole
-
-
-def test_a_file_size_limit_stands_for_a_full_disk(settings_of: Callable[..., BuildSettings]) -> None:
-    """A real refusal by the system, in the middle of a write."""
-    import resource
-
-    settings = settings_of("limited", labeller=None, formats=["sentence_pair"], part_chars=10_000_000)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        try:
-            build(settings)
-        except PPTError as error:
-            os.write(writer, f"{error.exit_code} {error}".encode())
-        except BaseException as error:
-            os.write(writer, repr(error).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader) as file:
-        message = file.read()
-    os.waitpid(child, 0)
-    assert message.startswith("1 cannot write") and "file too large" in message
-    assert not list(Path(settings.out).rglob("*.partial"))
-
-
-def test_a_folder_that_may_not_be_written_fails_with_one_line(
-    settings_of: Callable[..., BuildSettings],
-    tmp_path: Path,
-    text_file: Path,
-    tokenizer_dir: Path,
-    without_rights: Callable[[Callable[[], object]], tuple[int, str]],
-) -> None:
-    (tmp_path / "closed").mkdir(mode=0o755)
-    for path in (text_file.parent, tokenizer_dir, tokenizer_dir.parent):
-        path.chmod(0o755)
-    code, message = without_rights(lambda: build(settings_of("closed/build", labeller=None)))
-    assert (code, message.count("\n")) == (1, 0) and "permission denied" in message
-    assert not list((tmp_path / "closed").iterdir())
-
-
-def test_two_builds_at_once_in_one_folder_are_refused(settings_of: Callable[..., BuildSettings]) -> None:
-    settings = settings_of("build", labeller=None, formats=["sentence_pair"])
-    out = build(settings)
-    with build_module._alone(out), pytest.raises(MachineError, match="another build is at work"):
-        build(settings)
-
-
-def test_a_dead_worker_is_one_line_and_the_build_goes_on_later(
-    settings_of: Callable[..., BuildSettings], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = settings_of("build", workers=2)
-    monkeypatch.setattr(parts_module, "_start", _die)
-    with pytest.raises(MachineError, match="a worker process was ended from outside"):
-        build(settings)
-    monkeypatch.undo()
-    assert tree(build(settings)) == tree(build(settings_of("whole")))
-
-
-def _die(*arguments: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_text_that_the_tokenizer_does_not_know_or_another_language_is_a_warning(
@@ -380,6 +156,7 @@ def test_text_that_the_tokenizer_does_not_know_or_another_language_is_a_warning(
 
 def test_a_finished_store_that_was_damaged_is_an_error_and_nothing_is_removed(
     settings_of: Callable[..., BuildSettings],
+    tree: Tree,
 ) -> None:
     out = build(settings_of("build", labeller=None, formats=["sentence_pair"]))
     (out / "store" / "tokens.bin").write_bytes(b"12")

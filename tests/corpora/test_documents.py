@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from corpora.documents import Counts, find_sources, read_documents
 
 TEXTS = ["One line.\nTwo lines.", "Ein Wort: Ä.", "本田真凜。"]
@@ -216,6 +216,8 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path) -> None:
         texts(f"hub:{folder}", text_field="txt")
     with pytest.raises(UserError, match="expected hub:namespace/name"):
         texts("hub:a/b:c:d:e")
+    with pytest.raises(MachineError, match="hub:nobody/nothing: the hub cannot be reached"):
+        texts("hub:nobody/nothing")  # tests run offline
 
 
 def test_a_source_says_its_content_but_not_its_folder(tmp_path: Path) -> None:
