@@ -48,13 +48,17 @@ def main() -> int:
         json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage)
         deepspeed_config = read_deepspeed_config(json_path)
 
-        from pretrain.distributed import end_processes
+        from pretrain.distributed import end_processes, lost_process
         from pretrain.engine import pretrain
 
         try:
             pretrain(settings, deepspeed_config, should_stop=lambda: bool(_stop_asked))
-        finally:
-            end_processes()
+        except RuntimeError as error:
+            lost = lost_process(error)
+            if lost is None:
+                raise
+            raise lost from error
+        end_processes()
     except PPTError as error:
         _report(str(error))
         return error.exit_code
@@ -81,4 +85,7 @@ def _report(reason: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a process that leaves while others still talk to it may abort, and its exit code be lost

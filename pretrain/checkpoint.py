@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,12 +127,13 @@ def run_lock(out: Path) -> Iterator[None]:
     """
     with machine_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        file = open(out / ".lock", "w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another job is running in {out}; wait for it, stop it or choose another out"
-            ) from error
+        descriptor = os.open(out / ".lock", os.O_CREAT | os.O_WRONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"another job is running in {out}; wait for it, stop it or choose another out"
+        ) from error
+    finally:
+        os.close(descriptor)

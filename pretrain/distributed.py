@@ -66,15 +66,29 @@ class Processes:
                 deepspeed.comm.barrier()
 
 
+def lost_process(error: RuntimeError) -> MachineError | None:
+    """What to say when a collective failed because another process is gone; None for any other error."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    signs = ("connection", "gloo", "nccl", "peer", "socket", "broken pipe", "timed out")
+    if not isinstance(error, torch.distributed.DistError) and not any(
+        sign in reason.lower() for sign in signs
+    ):
+        return None
+    return MachineError(
+        f"lost another process of the job ({reason[:120]}); start the same command again to go on from the last "
+        "checkpoint"
+    )
+
+
 @contextlib.contextmanager
 def _lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise MachineError(
-            f"lost another process of the job ({str(error).splitlines()[0][:120]}); "
-            "start the same command again to go on from the last checkpoint"
-        ) from error
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        raise lost from error
 
 
 @contextlib.contextmanager

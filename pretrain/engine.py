@@ -105,7 +105,7 @@ def pretrain(
             sums_KS, stop = _train_step(job, active, settings, processes, should_stop)
             state.step += 1
             if state.step == CHECK_AFTER:
-                _check_learning(job, active)
+                check_prompts_train(job.start_KPD, bank, settings.formats)
 
             # Log.
             for group in active:
@@ -236,10 +236,6 @@ def _train_step(
     )
     norms_K = bank.step(scale_K, active_K)
     return torch.cat([sums_KS, norms_K[:, None].to(sums_KS)], 1).cpu(), bool(message[-1] > 0)
-
-
-def _check_learning(job: _Job, active: Sequence[Group]) -> None:
-    check_prompts_train(job.start_KPD, job.bank)
 
 
 def _save(job: _Job, metrics: Metrics, processes: Processes) -> str:

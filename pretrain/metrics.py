@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from corpora.common.errors import UserError
 from corpora.common.files import machine_errors
@@ -106,21 +106,19 @@ class _Rows:
                     "choose another out"
                 )
             os.truncate(self.path, keep_bytes)
-            self._file: IO[str] = open(self.path, "a", encoding="utf-8")
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row."""
         with machine_errors(self.path):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            os.write(self._descriptor, (json.dumps(row) + "\n").encode())
 
     def sync(self) -> int:
         """Put all rows on disk and say how many bytes they are; a checkpoint remembers it."""
         with machine_errors(self.path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            return self._file.tell()
+            os.fsync(self._descriptor)
+            return os.fstat(self._descriptor).st_size
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._descriptor)

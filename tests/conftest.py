@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,14 @@ TOPICS = {
 VERBS = ["found", "moved", "cleaned", "carried", "watched", "left", "painted", "counted"]
 ACTORS = ["Anna", "Tom", "the old man", "my sister", "a visitor", "the captain"]
 WORDS_OF_LABELS = "no maybe yes terrible bad good great ? . ; The correct one is It was question:"
+
+WORDS_OF_STARS = {
+    "terrible": ["awful", "worst", "broken"],
+    "bad": ["poor", "weak", "dull"],
+    "maybe": ["plain", "usual", "fair"],
+    "good": ["nice", "pleasant", "useful"],
+    "great": ["superb", "perfect", "wonderful"],
+}
 
 
 def made_documents(n: int, seed: int = 0) -> list[list[str]]:
@@ -125,6 +134,40 @@ def backbone_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path, 
     shutil.copytree(tokenizer_dir, folder)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def build_dir(
+    tmp_path_factory: pytest.TempPathFactory,
+    text_file: Path,
+    tokenizer_dir: Path,
+    pocket_docs: list[list[str]],
+) -> Path:
+    """Task corpora of all four formats, as `ppt corpora build` makes them; the labeller learnt from made reviews."""
+    from corpora.build import BuildSettings, build
+    from corpora.labeller import train
+
+    folder = tmp_path_factory.mktemp("build")
+    rng = generator(0, "made reviews")
+    reviews = []
+    for number in range(300):
+        word = list(WORDS_OF_STARS)[number % 5]
+        sentence = pocket_docs[number % len(pocket_docs)][0]
+        reviews.append({"text": f"{sentence} It was {rng.choice(WORDS_OF_STARS[word])}.", "label": word})
+    (folder / "reviews.jsonl").write_text(
+        "\n".join(json.dumps(row) for row in reviews) + "\n", encoding="utf-8"
+    )
+    train(folder / "reviews.jsonl", folder / "labeller", language="en")
+    build(
+        BuildSettings(
+            text=[str(text_file)],
+            tokenizer=str(tokenizer_dir),
+            out=str(folder / "corpora"),
+            labeller=str(folder / "labeller"),
+            language="en",
+        )
+    )
+    return folder / "corpora"
 
 
 @pytest.fixture(scope="session")

@@ -97,13 +97,11 @@ def test_the_backbone_learns_nothing(settings: Make, monkeypatch: pytest.MonkeyP
     assert sum(file.stat().st_size for file in run.out.rglob("*.safetensors")) < 60_000
 
 
-def test_the_loss_falls_on_the_examples_that_are_learnt(settings: Make) -> None:
-    run = settings(
-        steps=40, formats=["sentence_pair"], batch_size=8, eval_every=20, log_every=1, schedule="constant"
-    )
+def test_the_held_out_loss_falls(settings: Make) -> None:
+    run = settings(steps=40, formats=["sentence_pair"], batch_size=8, eval_every=40, schedule="constant")
     pretrain(run)
-    losses = [row["loss"] for row in rows(run.out) if row["split"] == "train"]
-    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    losses = [row["loss"] for row in rows(run.out) if row["split"] == "validation"]
+    assert losses[-1] < losses[0] - 0.4
 
 
 @pytest.mark.defect(3)
@@ -112,10 +110,10 @@ def test_evaluation_scores_every_held_out_example_whatever_the_micro_batches(
 ) -> None:
     from corpora.task_corpus import TaskCorpus
 
-    names = ["sentence_pair", "unified"]
+    names = ["sentence_pair", "single_text"]
     held = {name: len(TaskCorpus.open(build_dir, name).rows("validation")) for name in names}
     scores = []
-    for batch_tokens in (230, 100_000):
+    for batch_tokens in (400, 100_000):
         run = settings(
             out=f"{settings().out}{batch_tokens}", formats=names, eval_examples=None, batch_tokens=batch_tokens,
             steps=1, eval_every=100, prompt_len=2,
@@ -129,7 +127,7 @@ def test_evaluation_scores_every_held_out_example_whatever_the_micro_batches(
 
 def test_micro_batches_change_rounding_only(settings: Make) -> None:
     found = []
-    for batch_tokens in (230, 100_000):
+    for batch_tokens in (400, 100_000):
         run = settings(
             out=f"{settings().out}{batch_tokens}", batch_tokens=batch_tokens, steps=4, prompt_len=2
         )
@@ -247,7 +245,7 @@ def test_a_finished_run_says_so_and_does_nothing(settings: Make, capsys: pytest.
 
 def test_another_setting_in_the_same_folder_is_refused_by_name(settings: Make) -> None:
     pretrain(settings(steps=1))
-    with pytest.raises(UserError, match='"learning_rate" 0.5, now it is 0.25'):
+    with pytest.raises(UserError, match=r'"learning_rate" 0\.5, now it is 0\.25'):
         pretrain(settings(steps=1, learning_rate=0.25))
 
 
@@ -275,22 +273,22 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
 ) -> None:
     run = settings(formats=["sentence_pair"], steps=8)
     real, calls = engine.example_losses, iter(range(1000))
-    broken = []
 
-    def nan_at_fifth(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    def nan_from_the_fifth_step(logits: torch.Tensor, batch: Any) -> torch.Tensor:
         losses = real(logits, batch)
-        if next(calls) >= 12:
-            broken.append(1)
+        if next(calls) >= 4:
             losses = losses * torch.where(torch.arange(len(losses)) == 0, torch.nan, 1.0)
         return losses
 
-    monkeypatch.setattr(engine, "example_losses", nan_at_fifth)
+    monkeypatch.setattr(engine, "example_losses", nan_from_the_fifth_step)
     with pytest.raises(MachineError) as caught:
         pretrain(run)
     message = str(caught.value)
     assert "not finite (sentence_pair examples " in message
-    assert message.startswith("step ")
-    assert "last good checkpoint is" in message
+    assert message.startswith("step 5: ")
+    assert message.endswith(
+        f"the last good checkpoint is {run.out}/checkpoints/step_00000004; try a lower learning_rate, or dtype float32"
+    )
     last = max((run.out / "checkpoints").iterdir())
     assert torch.isfinite(load_file(last / "state.safetensors")["best"]).all()
 
