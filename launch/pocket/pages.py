@@ -22,18 +22,18 @@ Page = dict[str, Any]  # {"pattern", "fields", "options", "target", "kind"}
 LETTERS = "ABCDEFGHIJKLMNOP"
 BARE = 0.12  # share of the pages without an instruction
 CHOICE = "? {options} ? The correct one is <X>"
-PAIR_KINDS = {"together": 0.34, "apart": 0.26, "person": 0.14, "persons": 0.14, "feeling": 0.12}
+PAIR_KINDS = {"together": 0.34, "apart": 0.26, "person": 0.16, "persons": 0.16, "feeling": 0.08}
 SENTENCE_KINDS = {"together": 0.36, "topic": 0.16, "person": 0.2, "odd": 0.28}
 WORD_KINDS = {"about": 0.4, "where": 0.2, "who": 0.1, "thing": 0.15, "human": 0.15}
 SINGLE_KINDS = {"thing": 0.34, "human": 0.26, "about": 0.2, "where": 0.12, "who": 0.08}
-LOOKS = {"pair": 0.3, "sentences": 0.36, "words": 0.12, "single": 0.16, "pair_letters": 0.06}
+LOOKS = {"pair": 0.34, "sentences": 0.36, "words": 0.12, "single": 0.12, "pair_letters": 0.06}
 # The ladder: how far the training has gone when a kind comes in. Comparing two names and pointing at a repeated sentence
-# come first and alone: with all kinds from the start, neither was learnt in 1,700 steps; alone, both within 700.
-FIRST = 0.08
-LOOKS_FROM = {"single": FIRST, "words": 0.14, "pair_letters": 0.35}
-PAIRS_FROM = {"together": FIRST, "persons": 0.11, "apart": 0.14, "feeling": 0.25}
-SENTENCES_FROM = {"together": 0.12, "topic": 0.22, "odd": 0.25}
-WORDS_FROM = {"where": 0.18, "thing": 0.25, "human": 0.25}
+# come first and alone until both are learnt; with all kinds from the start, or the others after half the time, neither was.
+FIRST = 0.14
+LOOKS_FROM = {"single": FIRST, "words": 0.3, "pair_letters": 0.45}
+PAIRS_FROM = {"persons": FIRST, "together": 0.17, "apart": 0.28, "feeling": 0.4}
+SENTENCES_FROM = {"together": 0.24, "topic": 0.36, "odd": 0.36}
+WORDS_FROM = {"where": 0.35, "thing": 0.45, "human": 0.45}
 
 
 def _open(weights: dict[str, float], since: dict[str, float], progress: float) -> dict[str, float]:
@@ -73,14 +73,14 @@ class Pages:
         if look == "words":
             kind = self.dice.weighted(_open(WORD_KINDS, WORDS_FROM, progress))
             return self.word_choice(kind, self._options(progress, 10))
-        if self.dice.chance(max(0.08, 1.0 - 4.5 * max(0.0, progress - FIRST))):
+        if self.dice.chance(max(0.08, 1.0 - 2.5 * max(0.0, progress - FIRST))):
             return self.sentence_choice("repeat", self._options(progress, 6))
         kind = self.dice.weighted(_open(SENTENCE_KINDS, SENTENCES_FROM, progress))
         return self.sentence_choice(kind, self._options(progress, 16 if self.dice.chance(0.1) else 6))
 
     def _options(self, progress: float, most: int) -> int:
-        """How many options: two at the start, then one more each twentieth of the way."""
-        top = min(most, 2 + int(max(0.0, progress - FIRST) * 20))
+        """How many options: two at the start, then one more each fourteenth of the way."""
+        top = min(most, 2 + int(max(0.0, progress - FIRST) * 14))
         return 2 + self.dice.below(top - 1)
 
     def _choice_pattern(self, kind: str) -> str:

@@ -7,12 +7,13 @@ OUT/backbone/       the pocket backbone; OUT/backbone_lm/ its LM-adapted copy
 
 from __future__ import annotations
 
+import shutil
 import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from corpora.common.files import write_text_atomic
+from corpora.common.files import atomic_folder, dump_json, read_json, write_text_atomic
 from corpora.common.progress import say
 from corpora.common.settings import make_settings, read_yaml
 from launch.pocket.pages import as_text, instructions, pages, write_pages
@@ -20,6 +21,7 @@ from launch.pocket.world import HERE, words, write_documents
 
 RECIPE = HERE / "backbone.yaml"
 LOOK_WORDS = "The correct one is This was what right near with and the in but while"
+SHIPPED = ("model.safetensors", "config.json", "spiece.model", "tokenizer.json", "tokenizer_config.json")
 STAGES = ("world", "backbone", "lm_adapted")
 
 
@@ -98,5 +100,19 @@ def make(out: Path, stages: tuple[str, ...] = STAGES) -> None:
             train_backbone(train_settings(out, recipe, stage))
 
 
+def ship(out: Path, to: Path = HERE) -> None:
+    """Copy what the package needs of a finished run; its manifests then name files relative to the run's folder."""
+    for name in ("backbone", "backbone_lm"):
+        manifest = dump_json(read_json(out / name / "manifest.json"))
+        with atomic_folder(to / name, replace=True) as partial:
+            for file in SHIPPED:
+                if (out / name / file).exists():
+                    shutil.copyfile(out / name / file, partial / file)
+            write_text_atomic(partial / "manifest.json", manifest.replace(f"{out}/", ""))
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), tuple(sys.argv[2:]) or STAGES)
+    if sys.argv[2:] == ["ship"]:
+        ship(Path(sys.argv[1]))
+    else:
+        make(Path(sys.argv[1]), tuple(sys.argv[2:]) or STAGES)
