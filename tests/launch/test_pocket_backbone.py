@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
 from corpora.tokenizer import Tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from corpora.common.files import read_json
 from corpora.common.settings import make_settings, read_yaml
 from finetune.settings import FewshotSettings

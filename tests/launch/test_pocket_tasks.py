@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from corpora.formats import FORMATS
 from finetune.datasets import load_task
 from finetune.task import Task
@@ -60,5 +61,5 @@ def test_sets_load_as_tasks(tmp_path: Path) -> None:
 def test_stars_are_those_of_the_thing(tmp_path: Path) -> None:
     write_reviews(tmp_path / "reviews.jsonl", 50, 0)
     records = [json.loads(line) for line in (tmp_path / "reviews.jsonl").read_text().splitlines()]
-    assert Counter(record["stars"] for record in records) == {stars: 10 for stars in range(1, 6)}
+    assert Counter(record["stars"] for record in records) == dict.fromkeys(range(1, 6), 10)
     assert all(record["label"] == record["stars"] - 1 for record in records)

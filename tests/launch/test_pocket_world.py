@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from launch.pocket.world import SIDES, World, documents, side_of, words, write_documents
@@ -37,7 +38,7 @@ def test_a_document_has_one_topic_and_neighbours_share_a_thing() -> None:
     for document in documents(100, 1):
         assert 6 <= len(document) <= 10
         assert len({sentence.topic for sentence in document}) == 1
-        for one, two in zip(document, document[1:], strict=False):
+        for one, two in pairwise(document):
             assert set(one.nouns) & set(two.nouns)
 
 
