@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-from corpora.common.errors import UserError, nearest
+from corpora.common.errors import MachineError, UserError, nearest
 from corpora.common.files import atomic_folder, read_json, write_json
 from corpora.common.rng import derived_seed
 from pretrain.training_data import MixtureState
@@ -74,6 +75,13 @@ def is_tied(model: Any) -> bool:
     return bool(model.lm_head.weight is model.shared.weight)
 
 
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it hides the system's error in its own
+        raise MachineError(f"cannot write {path}: {error}; nothing half-written is left there") from error
+
+
 def save_model(model: Any, folder: Path, dtype: str) -> None:
     """Write `config.json` and `model.safetensors` so that transformers loads the same function.
 
@@ -90,7 +98,7 @@ def save_model(model: Any, folder: Path, dtype: str) -> None:
         for name, tensor in model.state_dict().items()
         if name not in aliases
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(tensors, folder / "model.safetensors")
     fields = json.loads(model.config.to_json_string(use_diff=False))
     fields.pop("transformers_version", None)
     fields["architectures"] = [type(model).__name__]
@@ -128,9 +136,8 @@ def save_checkpoint(
     folder = out / "checkpoints" / f"step-{state.step:08d}"
     with atomic_folder(folder, replace=True) as partial:
         save_model(model, partial, "float32")
-        save_file(
-            {k: v.cpu().contiguous() for k, v in optimizer_tensors.items()}, partial / "optimizer.safetensors"
-        )
+        moments = {name: tensor.cpu().contiguous() for name, tensor in optimizer_tensors.items()}
+        _save_tensors(moments, partial / "optimizer.safetensors")
         write_json(
             partial / "state.json", {"mixture": asdict(state), "sums": sums, "settings": settings_hash}
         )

@@ -7,12 +7,13 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import T5ForConditionalGeneration
 
-from corpora.common.errors import Stopped, UserError
+from corpora.common.errors import MachineError, Stopped, UserError
 from corpora.formats import Pattern
 from corpora.tokenizer import Tokenizer
-from pretrain import backbone_training
+from pretrain import backbone_files, backbone_training
 from pretrain.backbone_settings import BackboneTrainSettings
 from pretrain.backbone_training import train_backbone
 from pretrain.training_data import OBJECTIVES, Mixture, MixtureState, make_batch
@@ -206,6 +207,18 @@ def test_lm_adaption_starts_from_the_given_weights(tmp_path, backbone_dir, token
     moved = (after[name] - before[name]).norm() / before[name].norm()
     assert 0 < moved < 0.1
     assert set(rows(adapted, "train")[-1]) == {"step", "split", "prefix"}  # no other objective, no sentinels
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(
+    tmp_path, tokenizer_dir, text_file, monkeypatch
+):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(backbone_files, "save_file", full)
+    with pytest.raises(MachineError, match="No space left"):
+        train_backbone(settings(tmp_path / "run", tokenizer_dir, text_file, save_every=2))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_finished_runs_are_left_alone_and_other_settings_refused(tmp_path, tokenizer_dir, text_file):

@@ -27,9 +27,9 @@ def padded(rows, fill):
 
 
 @pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
-@pytest.mark.parametrize("group_tokens", [4096, 10])
-def test_loss_and_gradients_equal_those_of_transformers(projection, group_tokens, monkeypatch):
-    monkeypatch.setattr(packed_t5, "GROUP_TOKENS", group_tokens)
+@pytest.mark.parametrize(("group_cost", "groups"), [(1e9, 1), (0, 3)])
+def test_loss_and_gradients_equal_those_of_transformers(projection, group_cost, groups, monkeypatch):
+    monkeypatch.setattr(packed_t5, "GROUP_COST", group_cost)
     model = tiny(feed_forward_proj=projection)
     rng = np.random.default_rng(0)
     lengths, target_lengths = np.array([2, 5, 5, 9, 14]), np.array([3, 1, 4, 4, 2])
@@ -37,7 +37,7 @@ def test_loss_and_gradients_equal_those_of_transformers(projection, group_tokens
     targets = [rng.integers(3, 60, n).tolist() for n in target_lengths]
 
     layout = make_layout(lengths, target_lengths, torch.device("cpu"))
-    assert len(layout.groups) == (1 if group_tokens == 4096 else 2)
+    assert len(layout.groups) == groups
     decoder = [token for row in targets for token in [0, *row[:-1]]]
     encoded = encode(model, flat(inputs), layout)
     logits = head(model, decode(model, encoded, torch.tensor(decoder), layout))
