@@ -70,9 +70,7 @@ def demo(
 
 @corpora_app.command("build")
 def corpora_build(
-    text: Annotated[
-        list[str], typer.Option("--text", help="File, folder, glob or hub:NAMESPACE/NAME; repeatable.")
-    ],
+    text: Annotated[list[str], typer.Option("--text", help="Files, folders, globs or hub:NAMESPACE/NAME.")],
     tokenizer: Annotated[str, typer.Option(help="Folder, *.model file or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder of the build.")],
     formats: Annotated[
@@ -155,14 +153,24 @@ def label_train(
 def label_apply(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
     labeller: Annotated[str, typer.Option(help="Folder of a labeller, or a classifier by name.")],
+    labeller_words: Annotated[
+        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
+    balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
 ) -> None:
     """Label the units of a build and draw its single_text corpus.
 
     Example: ppt corpora label apply runs/corpora --labeller runs/labeller
     """
-    from corpora.build import apply_labeller
+    from corpora.build import LabelSettings, apply_labeller
+    from corpora.common.settings import make_settings
 
-    apply_labeller(folder, labeller)
+    values: dict[str, Any] = {"keep": keep, "balance": balance, "workers": workers}
+    if labeller_words is not None:
+        values["labeller_words"] = _split(labeller_words)
+    apply_labeller(folder, labeller, make_settings(LabelSettings, values, "ppt corpora label apply"))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -180,7 +188,7 @@ def pretrain(context: typer.Context, config: Config) -> None:
 
 @backbone_app.command("vocab")
 def backbone_vocab(
-    text: Annotated[list[str], typer.Option("--text", help="File, folder or glob; repeatable.")],
+    text: Annotated[list[str], typer.Option("--text", help="Files, folders or globs.")],
     size: Annotated[int, typer.Option(help="Pieces, the 100 sentinels not counted.")],
     out: Annotated[Path, typer.Option(help="Folder of the vocabulary.")],
     language: Annotated[
@@ -294,7 +302,7 @@ def prompts_import(
 def main() -> None:
     """Run a command; what a user can cause ends in one line and an exit code."""
     try:
-        app()
+        app(args=_several_texts(sys.argv[1:]))
     except PPTError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -302,6 +310,19 @@ def main() -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(place + (error.strerror or str(error)).lower(), 1)
+
+
+def _several_texts(arguments: list[str]) -> list[str]:
+    """Let `--text` take several sources, as a shell's `*.txt` gives them: `--text a b` becomes `--text a --text b`."""
+    found: list[str] = []
+    inside = False
+    for position, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            inside = argument == "--text"
+        elif inside and arguments[position - 1] != "--text":
+            found.append("--text")
+        found.append(argument)
+    return found
 
 
 def _end(reason: str, code: int) -> NoReturn:

@@ -137,7 +137,8 @@ def test_full_disk_is_one_line_and_exit_1_and_leaves_nothing_half_written(
         result = ppt("corpora", "build", "--text", text_file, "--tokenizer", tokenizer_dir, "--out", out)
         assert result.returncode == 1, result.stderr
         assert "no space left on device" in result.stderr.splitlines()[-1].lower()
-        assert not list(small.rglob("manifest.json"))
+        assert not list(small.rglob("*.partial"))
+        assert not (out / "store").exists()  # what is finished stays, so that the same command goes on later
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
@@ -147,3 +148,17 @@ def test_commands_run_from_any_folder(tmp_path: Path) -> None:
     result = ppt("prompts", "--help", cwd=tmp_path)
     assert result.returncode == 0
     assert "import" in result.stdout
+
+
+def test_text_takes_several_sources_as_a_shell_gives_them(
+    tmp_path: Path, text_file: Path, tokenizer_dir: Path
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        shutil.copy(text_file, tmp_path / name)
+    out = tmp_path / "o"
+    result = ppt(
+        "corpora", "build", "--text", tmp_path / "a.txt", tmp_path / "b.txt",
+        "--tokenizer", tokenizer_dir, "--out", out, "--formats", "sentence_pair",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert '"documents": 400' in (out / "store" / "manifest.json").read_text()
