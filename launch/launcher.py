@@ -15,7 +15,7 @@ from types import FrameType
 from corpora.common.errors import MachineError, Stopped, UserError, nearest
 from corpora.common.progress import say
 from corpora.common.settings import load_settings
-from pretrain.settings import PretrainSettings, check_inputs
+from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished
 
 LAUNCH = Path(__file__).parent
 PRESETS = LAUNCH / "presets"
@@ -81,6 +81,9 @@ def launch_pretraining(config: str | Path, arguments: list[str]) -> int:
     path = config_path(config)
     settings = load_settings(PretrainSettings, path, overrides)
     check_inputs(settings)
+    check_same_run(settings)
+    if finished(settings) is not None:
+        return 0
     return start_launcher(
         LAUNCH / "pretrain_prompts.py",
         [str(path), *overrides],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -25,8 +24,6 @@ from corpora.common.files import (
     write_json,
     write_manifest,
 )
-from corpora.common.settings import read_yaml, save_settings
-from pretrain.settings import FREE_KEYS, PretrainSettings
 
 KEEP = 2  # checkpoints kept; each holds the best prompts so far as well
 STEP_DIGITS = 8
@@ -92,30 +89,6 @@ def load_checkpoint(out: Path) -> Checkpoint | None:
     folder = checkpoint_path(out, steps[-1])
     read_manifest(folder, "pretraining_checkpoint")
     return Checkpoint(steps[-1], load_file(folder / "state.safetensors"), read_json(folder / "state.json"))
-
-
-def check_same_run(out: Path, settings: PretrainSettings) -> None:
-    """Refuse to go on in `out` with other settings than it was begun with.
-
-    Raises:
-        UserError: a key differs, naming it and both values.
-    """
-    path = out / "config.yaml"
-    if not path.exists():
-        return
-    before = read_yaml(path)
-    now = settings.model_dump(mode="json")
-    for key in sorted(set(before) | set(now)):
-        if key not in FREE_KEYS and before.get(key) != now.get(key):
-            raise UserError(
-                f'{out} was begun with "{key}" {json.dumps(before.get(key))}, now it is '
-                f"{json.dumps(now.get(key))}; go on with the first or choose another out"
-            )
-
-
-def save_config(out: Path, settings: PretrainSettings) -> None:
-    """Write the resolved settings into the run's folder."""
-    save_settings(out / "config.yaml", settings)
 
 
 @contextlib.contextmanager

@@ -10,20 +10,19 @@ from typing import Any
 import torch
 
 from corpora.common.errors import MachineError, Stopped, UserError
-from corpora.common.files import read_json, write_json
+from corpora.common.files import write_json
 from corpora.common.progress import Progress, say
 from corpora.common.rng import generator
+from corpora.common.settings import save_settings
 from corpora.tokenizer import Tokenizer
 from pretrain.artifact import PromptInfo, save_prompt
 from pretrain.backbone import Backbone, load_backbone
 from pretrain.batching import example_losses
 from pretrain.checkpoint import (
-    check_same_run,
     checkpoint_path,
     load_checkpoint,
     run_lock,
     save_checkpoint,
-    save_config,
     saved_steps,
 )
 from pretrain.distributed import Processes, start_processes
@@ -33,7 +32,7 @@ from pretrain.groups import Group, Renderer, open_groups, share_out
 from pretrain.metrics import Metrics
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
 from pretrain.run_state import RunState
-from pretrain.settings import PretrainSettings, check_inputs, learning_rate_scale
+from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished, learning_rate_scale
 
 CHECK_AFTER = 3  # updates after which prompts must have moved (peft 2642: "my soft prompt does not train")
 
@@ -64,10 +63,9 @@ def pretrain(
     processes = start_processes(settings.device)
     out = settings.out
     check_inputs(settings)
-    check_same_run(out, settings)
-    if (out / "finished.json").exists():
-        say(f"{out} is finished: its prompts are in {out / 'prompts'}; choose another out to train again")
-        return dict(read_json(out / "finished.json"))
+    check_same_run(settings)
+    if (done := finished(settings)) is not None:
+        return done
 
     with contextlib.ExitStack() as stack:
         if processes.first:
@@ -180,7 +178,7 @@ def _prepare(
     _say_what_runs(settings, backbone, groups, deepspeed_config, processes)
     processes.wait()  # all have read the checkpoint; from here the first process writes
     if processes.first:
-        save_config(settings.out, settings)
+        save_settings(settings.out / "config.yaml", settings)
     renderer = Renderer(groups, settings, tokenizer, backbone.start_id, processes.device)
     return _Job(settings, backbone, tokenizer, groups, bank, net, renderer, state, metrics_bytes, start_KPD)
 

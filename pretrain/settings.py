@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from corpora.common.errors import UserError
 from corpora.common.files import read_json
-from corpora.common.settings import Settings
+from corpora.common.progress import say
+from corpora.common.settings import Settings, read_yaml
 
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
@@ -135,6 +137,35 @@ def check_inputs(settings: PretrainSettings) -> None:
         raise UserError(f"backbone: {settings.backbone} does not exist")
     if settings.deepspeed_config is not None:
         read_deepspeed_config(settings.deepspeed_config)
+
+
+def check_same_run(settings: PretrainSettings) -> None:
+    """Refuse to go on in a run's folder with other settings than it was begun with.
+
+    Raises:
+        UserError: a key differs, naming it and both values.
+    """
+    path = settings.out / "config.yaml"
+    if not path.exists():
+        return
+    before = read_yaml(path)
+    now = settings.model_dump(mode="json")
+    for key in sorted(set(before) | set(now)):
+        if key not in FREE_KEYS and before.get(key) != now.get(key):
+            raise UserError(
+                f'{settings.out} was begun with "{key}" {json.dumps(before.get(key))}, now it is '
+                f"{json.dumps(now.get(key))}; go on with the first or choose another out"
+            )
+
+
+def finished(settings: PretrainSettings) -> dict[str, Any] | None:
+    """What a finished run found, saying that it is finished; None while there is something left to do."""
+    path = settings.out / "finished.json"
+    if not path.exists():
+        return None
+    prompts = settings.out / "prompts"
+    say(f"{settings.out} is finished: its prompts are in {prompts}; choose another out to train again")
+    return dict(read_json(path))
 
 
 def read_deepspeed_config(path: str | Path) -> dict[str, Any]:

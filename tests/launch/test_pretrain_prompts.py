@@ -189,7 +189,17 @@ def test_killed_at_three_random_moments_it_ends_with_the_bytes_of_a_run_never_ki
         assert (broken / file).read_bytes() == (unbroken / file).read_bytes(), file
 
 
-def test_wrong_input_is_one_line_and_exit_code_2_through_the_launcher(launch: Run, whole: Path) -> None:
+def test_wrong_input_that_only_the_processes_can_see_is_one_line_and_exit_code_2(launch: Run) -> None:
+    job = launch("wrong", "init=vocabluary")
+    code, text = job.wait()
+    assert code == 2
+    assert text.splitlines() == [
+        'ppt: "vocabluary" is no initialisation of a prompt; did you mean "vocabulary"?'
+    ]
+    assert [path.name for path in job.out.rglob("*")] == [".lock"]
+
+
+def test_other_settings_in_a_runs_folder_are_refused_before_anything_starts(launch: Run, whole: Path) -> None:
     code, text = launch("whole", "seed=1").wait()
     assert code == 2
     assert text.splitlines() == [

@@ -336,6 +336,14 @@ def test_all_target_positions_can_count_and_the_labels_own_loss_is_logged_beside
     assert row["target_loss"] > 0 and row["target_loss"] != row["loss"]
 
 
+def test_with_a_bfloat16_backbone_the_prompts_stay_float32(settings: Make) -> None:
+    run = settings(dtype="bfloat16", steps=2, formats=["unified"])
+    pretrain(run)
+    prompt = prompts(run.out)["unified"]
+    assert prompt.dtype == torch.float32
+    assert not torch.equal(prompt, prompt.bfloat16().float())
+
+
 @pytest.mark.parametrize("schedule", ["rsqrt", "constant", "linear"])
 def test_the_schedule_is_written_with_every_row(settings: Make, schedule: str) -> None:
     run = settings(schedule=schedule, steps=4, log_every=1, formats=["unified"])

@@ -1,0 +1,80 @@
+"""Which examples a step takes and which process computes what."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pretrain.groups import Group, share_out
+from pretrain.settings import PretrainSettings
+
+
+class Lengths:
+    """A corpus that knows lengths only."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self._lengths = np.asarray(lengths, dtype=np.int32)
+
+    def lengths(self, rows: Any, prompt_len: int) -> Any:
+        return self._lengths[rows]
+
+
+def group(index: int, name: str, lengths: list[int]) -> Group:
+    rows = np.arange(len(lengths))
+    return Group(index, name, cast(Any, Lengths(lengths)), cast(Any, None), rows, rows)
+
+
+def settings(**changes: Any) -> PretrainSettings:
+    values = {"out": "x", "corpora": "x", "backbone": "x", "prompt_len": 10, "batch_tokens": 60}
+    return PretrainSettings(**{**values, **changes})
+
+
+lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
+
+
+@given(one=lengths, other=lengths, world=st.integers(1, 7))
+def test_every_example_counts_once_and_all_processes_get_equally_many_micro_batches(
+    one: list[int], other: list[int], world: int
+) -> None:
+    groups = [group(0, "sentence_pair", one), group(1, "unified", other)]
+    picks = [g.train_rows for g in groups]
+    shares = [share_out(groups, picks, settings(), rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    counted = [
+        pair
+        for share in shares
+        for work in share
+        if work.counts
+        for pair in zip(work.groups.tolist(), work.rows.tolist(), strict=True)
+    ]
+    assert sorted(counted) == [(0, row) for row in range(len(one))] + [(1, row) for row in range(len(other))]
+
+
+@given(one=lengths, world=st.integers(1, 4))
+def test_a_micro_batch_keeps_to_its_tokens_prompt_and_padding_included(one: list[int], world: int) -> None:
+    only = group(0, "unified", one)
+    for rank in range(world):
+        for work in share_out([only], [only.train_rows], settings(), rank, world):
+            longest = max(one[row] for row in work.rows)
+            assert len(work.rows) == 1 or len(work.rows) * (longest + 10) <= 60
+
+
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 3))
+def test_steps_walk_through_every_example_once_an_epoch_in_an_order_of_its_own(
+    n: int, batch_size: int, seed: int
+) -> None:
+    steps = -(-3 * n // batch_size)
+    one = group(0, "unified", [1] * n)
+    walked = np.concatenate([one.rows_of_step(step, batch_size, seed) for step in range(steps)])
+    epochs = [walked[n * epoch : n * (epoch + 1)].tolist() for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    if n > 10:
+        assert epochs[0] != epochs[1] != epochs[2]
+    late = group(0, "unified", [1] * n)  # a resumed run asks for one step only
+    assert (
+        late.rows_of_step(steps - 1, batch_size, seed).tolist()
+        == walked[(steps - 1) * batch_size :][:batch_size].tolist()
+    )
