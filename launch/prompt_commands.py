@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from corpora.common.errors import UserError, nearest
-from corpora.common.files import machine_errors
+from corpora.common.files import write_bytes_atomic
 from corpora.common.progress import say
 from corpora.formats import FORMATS
 from pretrain.artifact import check_backbone, export_peft, import_prompt, load_prompt, prompt_fingerprint
@@ -63,20 +65,18 @@ def export_prompt(folder: str | Path, to: str, out: str | Path) -> None:
     Raises:
         UserError: an unknown kind, or a folder without a prompt.
     """
-    prompt_PD, _ = load_prompt(folder)
-    with machine_errors(out):
-        if to == "peft":
-            export_peft(Path(folder), Path(out))
-        elif to == "npy":
-            import numpy as np
-
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            np.save(Path(out), prompt_PD.numpy(), allow_pickle=False)
-        elif to == "pt":
-            Path(out).parent.mkdir(parents=True, exist_ok=True)
-            torch.save(prompt_PD, out)
+    if to == "peft":
+        export_peft(Path(folder), Path(out))
+    elif to in ("npy", "pt"):
+        prompt_PD, _ = load_prompt(folder)
+        buffer = io.BytesIO()
+        if to == "npy":
+            np.save(buffer, prompt_PD.numpy(), allow_pickle=False)
         else:
-            raise UserError(f'"{to}" is no kind of export{nearest(to, ("peft", "npy", "pt"))}')
+            torch.save(prompt_PD, buffer)
+        write_bytes_atomic(out, buffer.getvalue())
+    else:
+        raise UserError(f'"{to}" is no kind of export{nearest(to, ("peft", "npy", "pt"))}')
     say(f"{folder} written to {out}")
 
 

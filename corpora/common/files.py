@@ -8,10 +8,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from corpora.common.errors import MachineError, UserError
 
@@ -23,19 +26,37 @@ _MACHINE_FAULTS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR,
 }  # fmt: skip
 
+# How libraries word it in errors that carry no number of the operating system.
+_REFUSED = re.compile(
+    r"no space|too large|disk quota|permission denied|read-only|input/output error|i/o error"
+    r"|write failed|failed writing|unexpected pos|os error",
+    re.IGNORECASE,
+)
+
 
 @contextlib.contextmanager
 def machine_errors(path: str | Path) -> Iterator[None]:
-    """Turn what the operating system refuses (full disk, no permission) into one line that names the path."""
+    """Turn what the operating system refuses (full disk, no permission) into one line that names the path.
+
+    Libraries that write say it in their own ways: numpy with an OSError without a number, safetensors with its own
+    error, torch with a RuntimeError.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _MACHINE_FAULTS:
+        if error.errno is not None and error.errno not in _MACHINE_FAULTS:
             raise
         reason = error.strerror or str(error)
-        raise MachineError(
-            f"cannot write {path}: {reason.lower()}; nothing half-written is left there"
-        ) from error
+        raise MachineError(_refused(path, reason)) from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not _REFUSED.search(reason):
+            raise
+        raise MachineError(_refused(path, reason)) from error
+
+
+def _refused(path: str | Path, reason: str) -> str:
+    return f"cannot write {path}: {reason.lower()}; nothing half-written is left there"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from corpora.common.errors import MachineError
+from corpora.common.errors import MachineError, Stopped, UserError
 from corpora.common.files import write_json
 from corpora.common.progress import say
 from corpora.common.settings import make_settings, read_yaml, save_settings
@@ -63,7 +63,7 @@ def build_corpora(out: Path, backbone: Path) -> None:
     from corpora.labeller import train
 
     if not (out / "labeller").exists():
-        say(train(out / "world" / "reviews.jsonl", out / "labeller", language="en").line())
+        train(out / "world" / "reviews.jsonl", out / "labeller", language="en")
     values = {
         "text": [str(out / "world" / "documents.jsonl")],
         "tokenizer": str(backbone),
@@ -78,7 +78,7 @@ def pretrain_prompts(out: Path, values: dict[str, Any], backbone: Path) -> None:
     """Pre-train the four prompt groups through the DeepSpeed launcher.
 
     Raises:
-        MachineError: the job failed.
+        PPTError: the job ended otherwise than well, of the kind that its exit code says.
     """
     from launch.launcher import launch_pretraining
     from pretrain.settings import PretrainSettings
@@ -88,15 +88,19 @@ def pretrain_prompts(out: Path, values: dict[str, Any], backbone: Path) -> None:
     save_settings(out / "pretrain.yaml", settings)
     code = launch_pretraining(out / "pretrain.yaml", [])
     if code:
-        raise MachineError(f"prompt pre-training ended with exit code {code}; its messages stand above")
+        kinds = {kind.exit_code: kind for kind in (UserError, Stopped)}
+        reason = f"prompt pre-training ended with exit code {code}; its messages stand above"
+        raise kinds.get(code, MachineError)(reason)
 
 
-def fewshot_values(out: Path, values: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, Any]:
-    """The few-shot settings of a run in `out`."""
+def fewshot_values(
+    out: Path, values: dict[str, Any], tasks: tuple[str, ...], folder: str = "fewshot"
+) -> dict[str, Any]:
+    """The few-shot settings of a run in `out`/`folder`."""
     return {
         "methods": METHODS,
         **values,
-        "out": str(out / "fewshot"),
+        "out": str(out / folder),
         "backbone": str(BACKBONE),
         "lm_backbone": str(LM_BACKBONE),
         "prompts": str(out / "pretrain"),
@@ -121,6 +125,7 @@ def run_demo(out: Path, full: bool = False) -> None:
 
     config = read_yaml(CONFIG)
     tasks = ALL_TASKS if full else DEMO_TASKS
+    fewshot = "fewshot-full" if full else "fewshot"  # rows of the whole grid would choose other rates
     stages = Stages()
     with stages.stage("world"):
         write_world(out / "world", config["world"], ALL_TASKS)
@@ -130,18 +135,18 @@ def run_demo(out: Path, full: bool = False) -> None:
         pretrain_prompts(out, config["pretrain"], BACKBONE)
     with stages.stage("fewshot"):
         values = {**config["fewshot"], **(config["full"] if full else {})}
-        run_fewshot(make_settings(FewshotSettings, fewshot_values(out, values, tasks), str(CONFIG)))
+        run_fewshot(make_settings(FewshotSettings, fewshot_values(out, values, tasks, fewshot), str(CONFIG)))
     with stages.stage("report"):
         notes = (NOTES[0], FULL_NOTE if full else NOTES[1])
         made = report(
-            [out / "fewshot", out / "pretrain"],
+            [out / fewshot, out / "pretrain"],
             out,
             title="The pocket demo",
             notes=notes,
             seconds=stages.seconds,
             backbone=BACKBONE,
         )
-    total = round(sum(stages.seconds.values()), 1)
-    write_json(out / "summary.json", {"seconds": {**stages.seconds, "total": total}, **made.summary})
+    total = sum(stages.seconds.values())
+    write_json(out / "summary.json", {"seconds": stages.seconds, **made.summary})
     say(made.text)
     say(f"report: {out / 'report.html'}; numbers: {out / 'summary.json'}; {total:.0f} s in all")

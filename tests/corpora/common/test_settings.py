@@ -19,7 +19,7 @@ class Inner(Settings):
 class Outer(Settings):
     steps: int = Field(default=10, gt=0)
     inner: Inner = Inner()
-    names: list[str] = []
+    names: tuple[str, ...] = ()
 
 
 def test_overrides_reach_nested_keys_in_any_order(tmp_path: Path) -> None:
@@ -27,11 +27,11 @@ def test_overrides_reach_nested_keys_in_any_order(tmp_path: Path) -> None:
     path.write_text("steps: 5\n")
     one = load_settings(Outer, path, ["inner.rate=0.5", "names=[a, b]"])
     two = load_settings(Outer, path, ["names=[a, b]", "inner.rate=0.5"])
-    assert one == two == Outer(steps=5, inner=Inner(rate=0.5), names=["a", "b"])
+    assert one == two == Outer(steps=5, inner=Inner(rate=0.5), names=("a", "b"))
 
 
 def test_saved_settings_load_again(tmp_path: Path) -> None:
-    settings = Outer(steps=7, names=["x"])
+    settings = Outer(steps=7, names=("x",))
     save_settings(tmp_path / "saved.yaml", settings)
     assert load_settings(Outer, tmp_path / "saved.yaml") == settings
 
