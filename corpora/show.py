@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from corpora.tokenizer import Tokenizer
 PROMPT_LEN = 100  # for which examples are cut
 
 
-def show(folder: str | Path, n: int = 5, seed: int = 0) -> str:
-    """Describe a build.
+def describe(folder: str | Path, n: int = 5, seed: int = 0) -> dict[str, Any]:
+    """Describe a build as values.
 
     Args:
         folder: the build's folder.
@@ -26,49 +27,83 @@ def show(folder: str | Path, n: int = 5, seed: int = 0) -> str:
         seed: which examples.
 
     Returns:
-        Lines of text: the store, then for each format its label counts and `n` training examples as the backbone
-        reads them, `<X>` marking the mask.
+        `store`: documents, units, tokens, sources and what was dropped; `formats`: for each format its label counts of
+        both splits, and `n` training examples as the backbone reads them, `<X>` marking the mask.
 
     Raises:
-        UserError: the folder holds no build.
+        UserError: the folder holds no build, or one that is not finished.
     """
     folder = Path(folder)
     read_manifest(folder, "build")
     if not (folder / "store").exists():
         raise UserError(f"{folder} is not finished; run the same ppt corpora build command again")
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    blocks = [_describe_store(SentenceStore.open(folder / "store"))]
-    for name in FORMATS:
-        if (folder / name).exists():
-            blocks.append(_describe_format(TaskCorpus.open(folder, name), name, tokenizer, n, seed))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _describe_store(store: SentenceStore) -> str:
+    store = SentenceStore.open(folder / "store")
     manifest = store.manifest
-    lines = [
-        f"store: {store.n_docs:,} documents, {store.n_units:,} {manifest['unit']}, {manifest['tokens']:,} tokens"
-    ]
-    lines += [f"  from {source['name']}" for source in manifest["sources"]]
-    lines += [f"  dropped: {count} {reason}" for reason, count in sorted(manifest["dropped"].items())]
-    return "\n".join(lines)
+    return {
+        "store": {
+            "documents": store.n_docs,
+            "units": store.n_units,
+            "unit": manifest["unit"],
+            "tokens": manifest["tokens"],
+            "sources": [source["name"] for source in manifest["sources"]],
+            "dropped": manifest["dropped"],
+        },
+        "formats": {
+            name: _describe_format(TaskCorpus.open(folder, name), name, tokenizer, n, seed)
+            for name in FORMATS
+            if (folder / name).exists()
+        },
+    }
 
 
-def _describe_format(corpus: TaskCorpus, name: str, tokenizer: Tokenizer, n: int, seed: int) -> str:
-    lines = [name]
+def _describe_format(
+    corpus: TaskCorpus, name: str, tokenizer: Tokenizer, n: int, seed: int
+) -> dict[str, Any]:
+    labels = {}
     for split in ("train", "validation"):
-        rows = corpus.rows(split)
-        counts = np.bincount(corpus.label(rows), minlength=len(corpus.label_words))
-        words = ", ".join(f"{word} {count}" for word, count in zip(corpus.label_words, counts, strict=True))
-        lines.append(f"  {split}: {len(rows):,} examples ({words})")
+        counts = np.bincount(corpus.label(corpus.rows(split)), minlength=len(corpus.label_words))
+        labels[split] = dict(zip(corpus.label_words, counts.tolist(), strict=True))
     rows = corpus.rows("train")
     chosen = generator(seed, "show", name).choice(rows, size=min(n, len(rows)), replace=False)
-    for number, row in enumerate(np.sort(chosen).tolist(), 1):
+    examples = []
+    for row in np.sort(chosen).tolist():
         example = corpus.render(row, tokenizer, PROMPT_LEN)
-        tokens = f"{len(example.input_ids)} of {ENCODER_TOKENS[name] - PROMPT_LEN} tokens"
-        lines.append(f"  {number}. {corpus.label_words[example.label]}  (row {row}, {tokens})")
-        lines.append(f"     {_readable(example.input_ids, tokenizer)}")
-    return "\n".join(lines)
+        examples.append(
+            {
+                "row": row,
+                "label": corpus.label_words[example.label],
+                "tokens": len(example.input_ids),
+                "text": _readable(example.input_ids, tokenizer),
+            }
+        )
+    return {"labels": labels, "examples": examples}
+
+
+def as_text(build: dict[str, Any]) -> str:
+    """What `describe` gives, as lines for people."""
+    store = build["store"]
+    lines = [
+        f"store: {store['documents']:,} documents, {store['units']:,} {store['unit']}, {store['tokens']:,} tokens"
+    ]
+    lines += [f"  from {name}" for name in store["sources"]]
+    lines += [f"  dropped: {count} {reason}" for reason, count in sorted(store["dropped"].items())]
+    for name, about in build["formats"].items():
+        lines += ["", name]
+        for split, counts in about["labels"].items():
+            words = ", ".join(f"{word} {count}" for word, count in counts.items())
+            lines.append(f"  {split}: {sum(counts.values()):,} examples ({words})")
+        budget = ENCODER_TOKENS[name] - PROMPT_LEN
+        for number, example in enumerate(about["examples"], 1):
+            of = f"{example['tokens']} of {budget} tokens"
+            lines.append(f"  {number}. {example['label']}  (row {example['row']}, {of})")
+            lines.append(f"     {example['text']}")
+    return "\n".join(lines) + "\n"
+
+
+def show(folder: str | Path, n: int = 5, seed: int = 0) -> str:
+    """`describe` as text."""
+    return as_text(describe(folder, n, seed))
 
 
 def _readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:

@@ -121,14 +121,16 @@ def corpora_show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
     n: Annotated[int, typer.Option("-n", help="Examples of each format.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the choice of examples.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Print readable examples and label counts.
 
     Example: ppt corpora show runs/corpora -n 3
     """
-    from corpora.show import show
+    from corpora.show import as_text, describe
 
-    _print(None, False, show(folder, n, seed))
+    build = describe(folder, n, seed)
+    _print(build, as_json, as_text(build))
 
 
 @label_app.command("train")
@@ -235,6 +237,7 @@ def report(
     backbone: Annotated[
         Path | None, typer.Option(help="Folder of the backbone, for the words nearest to each prompt.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make the tables and plots of finished runs.
 
@@ -243,7 +246,7 @@ def report(
     from finetune.report import report as make_report
 
     made = make_report(list(runs), out if out is not None else runs[0], backbone=backbone)
-    _print(None, False, made.text)
+    _print(made.summary, as_json, made.text)
 
 
 @prompts_app.command("show")
