@@ -162,7 +162,8 @@ class Task(Settings):
         path = Path(text) if by_path else TASKS / f"{text}.yaml"
         if not by_path and not path.exists():
             raise UserError(
-                f'no task "{text}"{nearest(text, shipped_tasks())}; or give the path of a task file'
+                f'no task "{text}" ships with the project{nearest(text, shipped_tasks())} '
+                "(a task of your own is named by the path of its YAML file)"
             )
         values = read_yaml(path)
         values.setdefault("name", path.stem)

@@ -178,7 +178,7 @@ def test_impossible_settings_are_refused_at_the_start(
         ({"lm_backbone": None}, "lm_adaption needs lm_backbone"),
         ({"shots": 500}, "60 rows to draw from, 512 asked for"),
         ({"prompt_len": 5}, "has 4 tokens and prompt_len is 5"),
-        ({"tasks": ["nosuch"]}, 'no task "nosuch"'),
+        ({"tasks": ["nosuch"]}, 'no task "nosuch" ships'),
         ({"backbone": "nowhere"}, "nowhere"),
         (
             {"tasks": ["sst2"], "data": "nowhere"},
