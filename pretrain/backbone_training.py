@@ -45,6 +45,7 @@ from pretrain.training_data import OBJECTIVES, Mixture, MixtureState
 
 # Settings that may change between a run and its resumption.
 FREE = {"out", "log_every", "save_every", "eval_every", "device", "processes", "save_dtype"}
+NAMED, SHOWN = 5, 12  # examples that a message about a loss names, and tokens that it shows of each
 
 
 @contextlib.contextmanager
@@ -80,14 +81,25 @@ def join_processes(device: str) -> Processes:
     return Processes(0, 1, torch.device(device))
 
 
-def sum_gradients(processes: Processes, params: list[torch.nn.Parameter]) -> None:
-    """Sum all gradients over processes, in one message."""
+def sum_gradients(processes: Processes, params: list[torch.nn.Parameter], loss: Tensor) -> Tensor:
+    """Sum all gradients over processes, and the loss beside them, in one message.
+
+    Args:
+        processes: of the job.
+        params: their gradients are replaced by the sums.
+        loss: [] this process's share.
+
+    Returns:
+        [] the loss of all processes.
+    """
     if processes.world == 1:
-        return
+        return loss
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    flat = processes.sum(torch.cat([grad.reshape(-1) for grad in grads]))
-    for param, piece in zip(params, flat.split([p.numel() for p in params]), strict=True):
+    flat = processes.sum(torch.cat([*(grad.reshape(-1) for grad in grads), loss.reshape(1)]))
+    *pieces, total = flat.split([*(p.numel() for p in params), 1])
+    for param, piece in zip(params, pieces, strict=True):
         param.grad = piece.view_as(param)
+    return total[0]
 
 
 def train_backbone(settings: BackboneTrainSettings) -> Path:
@@ -217,17 +229,18 @@ def _loop(
             sums += _step(settings, model, data, optimizer, processes, mine, weights, state.step - 1, asked)
             progress.advance()
             last = state.step == settings.steps
+            save = (state.step % settings.save_every == 0 or asked[0]) and not last
+            if save or last:
+                _check_weights(model, state.step, settings)
             if state.step % settings.log_every == 0 or last:
                 row = describe(processes.sum(sums.clone()).tolist())
                 sums.zero_()
                 metrics.write(state.step, "train", row)
                 progress.note("  ".join(f"{name} {value:.3f}" for name, value in row.items()))
-                if not all(math.isfinite(value) for value in row.values()):
-                    raise MachineError(_not_finite(state.step, settings, out))
             if state.step % settings.eval_every == 0 or last:
                 evaluation = evaluate(model, data, weights)
                 metrics.write(state.step, "held-out", evaluation)
-            if (state.step % settings.save_every == 0 or asked[0]) and not last:
+            if save:
                 kept = processes.sum(sums.clone()).tolist()
                 if processes.first:
                     save_checkpoint(out, model, optimizer.state(), state, kept, run_hash)
@@ -252,7 +265,11 @@ def _step(
     step: int,
     asked: list[bool],
 ) -> Tensor:
-    """One update from this process's examples; returns their metric sums."""
+    """One update from this process's examples; returns their metric sums.
+
+    Raises:
+        MachineError: the loss or a gradient is not finite, on every process alike; nothing was updated.
+    """
     batch = data.batch(examples) if examples else None
     counts = torch.zeros(3, device=data.device)
     if batch is not None:
@@ -263,24 +280,59 @@ def _step(
     if processes.world > 1:
         asked[0] = bool(counts[2] > 0)
     sums = torch.zeros(SUMS, dtype=torch.float64, device=data.device)
+    loss = torch.zeros((), device=data.device)
     if batch is not None:
         with torch.autocast(data.device.type, dtype=torch.bfloat16, enabled=settings.dtype == "bfloat16"):
             main, guesses, sums = losses(model, batch, weights, settings.encoder_loss)
         loss = main / counts[0].clamp(min=1e-9) + settings.encoder_loss * guesses / counts[1].clamp(min=1)
         loss.backward()
-    sum_gradients(processes, optimizer.params)
-    if settings.clip > 0:
-        with_grad = [p for p in optimizer.params if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(with_grad, settings.clip, foreach=True)
+    loss = sum_gradients(processes, optimizer.params, loss.detach())
+    with_grad = [p for p in optimizer.params if p.grad is not None]
+    largest = settings.clip if settings.clip > 0 else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(with_grad, largest, foreach=True)
+    if not bool(torch.isfinite(loss + norm)):
+        raise MachineError(_not_finite(step + 1, settings, model, data, processes, examples, weights))
     factor = schedule(step, settings.steps, settings.warmup, settings.schedule, settings.final_share)
     optimizer.step(factor)
     optimizer.zero_grad()
     return sums
 
 
-def _not_finite(step: int, settings: BackboneTrainSettings, out: Path) -> str:
-    found = checkpoint_folders(out)
+def _check_weights(model: Any, step: int, settings: BackboneTrainSettings) -> None:
+    """Refuse to write weights that an update from finite gradients has blown up."""
+    bad = [name for name, param in model.named_parameters() if not bool(torch.isfinite(param).all())]
+    if bad:
+        raise MachineError(f"step {step}: {bad[0]} holds weights that are not finite; {_remedy(settings)}")
+
+
+def _not_finite(
+    step: int,
+    settings: BackboneTrainSettings,
+    model: Any,
+    data: Data,
+    processes: Processes,
+    examples: list[Any],
+    weights: Tensor,
+) -> str:
+    """Say which step and which examples have a loss that is no number; every process must call it."""
+    mine = []
+    for place, example in enumerate(examples):
+        with torch.no_grad():
+            main, guesses, _ = losses(model, data.batch([example]), weights, settings.encoder_loss)
+        if not bool(torch.isfinite(main + guesses)):
+            number = processes.rank + place * processes.world
+            start = data.tokenizer.decode(example[1][:SHOWN].tolist())
+            mine.append((number, f'{OBJECTIVES[example[0]]} example {number} "{start} ..."'))
+    bad = sorted(pair for some in processes.gather(mine) for pair in some)
+    if bad:
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        what = f"the loss is not finite ({', '.join(text for _, text in bad[:NAMED])}{more})"
+    else:
+        what = "the loss of each example is finite but a gradient is not"
+    return f"step {step}: {what}; {_remedy(settings)}"
+
+
+def _remedy(settings: BackboneTrainSettings) -> str:
+    found = checkpoint_folders(Path(settings.out))
     good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-    return (
-        f"the loss is not finite at step {step}; {good}; lower learning_rate (now {settings.learning_rate})"
-    )
+    return f"{good}; lower learning_rate (now {settings.learning_rate})"

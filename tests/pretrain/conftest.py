@@ -1,7 +1,8 @@
-"""Settings of a short pre-training run on the small build."""
+"""Settings of a short pre-training run on the small build, and records that a backbone learns from."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,3 +25,26 @@ def settings(tmp_path: Path, build_dir: Path, backbone_dir: Path) -> Callable[..
         return PretrainSettings(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def cloze_file(tmp_path: Path) -> Path:
+    """Three cloze records: with options, with a word, with two texts."""
+    records: list[dict[str, Any]] = [
+        {
+            "pattern": "{q} ? {options} ? The correct one is <X>",
+            "fields": {"q": "the boat"},
+            "options": ["a mill", "a bee"],
+            "target": "B",
+        },
+        {"pattern": "{s} <X>", "fields": {"s": "Anna found the oven."}, "target": "great"},
+        {
+            "pattern": "{a} <X> {b}",
+            "fields": {"a": "the fish", "b": "the bridge"},
+            "options": [],
+            "target": "yes",
+        },
+    ]
+    path = tmp_path / "pages.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return path
