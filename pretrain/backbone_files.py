@@ -12,15 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from corpora.common.errors import MachineError, UserError, nearest
 from corpora.common.files import atomic_folder, read_json, write_json
 from corpora.common.rng import derived_seed
+from pretrain.backbone import DTYPES
 from pretrain.training_data import MixtureState
 
-FAMILIES: dict[str, Any] = {"t5": T5ForConditionalGeneration, "mt5": MT5ForConditionalGeneration}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STRUCTURE = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
 
 
@@ -53,21 +52,6 @@ def new_model(shape: dict[str, Any], vocab_size: int, seed: int) -> Any:
             weight = torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5
             model.lm_head.weight = torch.nn.Parameter(weight)
     return model.float()
-
-
-def load_model(folder: str) -> Any:
-    """Load a T5 or mT5 in float32 for training.
-
-    Raises:
-        UserError: nothing to load there, or another family.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
-    if config.model_type not in FAMILIES:
-        raise UserError(f"{folder} holds a {config.model_type} model; expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[config.model_type].from_pretrained(folder, dtype=torch.float32)
 
 
 def is_tied(model: Any) -> bool:

@@ -17,7 +17,6 @@ from torch import Tensor
 from corpora.common.errors import MachineError, Stopped, UserError
 from corpora.common.files import (
     PARTIAL,
-    hash_file,
     hash_json,
     library_versions,
     machine_errors,
@@ -27,11 +26,11 @@ from corpora.common.files import (
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from corpora.tokenizer import Tokenizer
+from pretrain.backbone import load_backbone
 from pretrain.backbone_data import Data
 from pretrain.backbone_files import (
     checkpoint_folders,
     load_checkpoint,
-    load_model,
     new_model,
     save_checkpoint,
     save_model,
@@ -125,10 +124,9 @@ def train_backbone(settings: BackboneTrainSettings) -> Path:
 def _train(settings: BackboneTrainSettings, processes: Processes) -> Path:
     out = Path(settings.out)
     tokenizer = Tokenizer.load(settings.tokenizer or str(settings.init))
+    init = load_backbone(settings.init) if settings.init else None
     model = (
-        load_model(settings.init)
-        if settings.init
-        else new_model(settings.shape, tokenizer.size, settings.seed)
+        init.model.requires_grad_(True) if init else new_model(settings.shape, tokenizer.size, settings.seed)
     )
     if model.config.vocab_size < tokenizer.size:
         raise UserError(
@@ -141,7 +139,7 @@ def _train(settings: BackboneTrainSettings, processes: Processes) -> Path:
         "settings": settings.model_dump(exclude=FREE),
         "data": data.fingerprint if data else None,
         "tokenizer": tokenizer.fingerprint,
-        "init": _weights_hash(settings.init),
+        "init": init.fingerprint if init else None,
     }
     run_hash = hash_json(made_of)
     if _finished(out, run_hash):
@@ -154,12 +152,6 @@ def _train(settings: BackboneTrainSettings, processes: Processes) -> Path:
         _write(settings, model, tokenizer, out, {**made_of, "run": run_hash, "final": final})
     processes.wait()
     return out
-
-
-def _weights_hash(init: str | None) -> str | None:
-    """Identity of the starting weights; None where they are random or come from a hub."""
-    file = Path(init, "model.safetensors") if init else None
-    return hash_file(file) if file and file.exists() else None
 
 
 def _finished(out: Path, run_hash: str) -> bool:
