@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ from typing import IO, Any
 
 from corpora.common.errors import UserError, at
 from corpora.common.files import read_json
+from corpora.common.hub import hub_reachable
 from corpora.common.progress import say
 from finetune.task import HubSource, LocalSource, Source, Task
 
@@ -187,7 +189,8 @@ def _read_hub(task: Task, source: HubSource) -> tuple[Rows, Rows, dict[str, int]
     counts = {"unlabelled": 0}
     for split in (source.train, source.test):
         try:
-            table = datasets.load_dataset(source.path, source.config, split=split)
+            with _offline(not Path(source.path).is_dir() and not hub_reachable()):
+                table = datasets.load_dataset(source.path, source.config, split=split)
         except Exception as error:  # whatever the library raises; its own text says what was wrong
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             unverified = "" if source.verified else "; the name in the task file was never checked"
@@ -200,6 +203,21 @@ def _read_hub(task: Task, source: HubSource) -> tuple[Rows, Rows, dict[str, int]
         parts.append(list(_labelled(task, source, records, counts, ())))
     _say_unlabelled(task, counts)
     return parts[0], parts[1], counts
+
+
+@contextlib.contextmanager
+def _offline(yes: bool) -> Iterator[None]:
+    """Without a network `datasets` takes its cached copy at once, instead of asking five times for each file."""
+    import datasets
+    import huggingface_hub
+
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    if yes:
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _say_unlabelled(task: Task, counts: Mapping[str, int]) -> None:

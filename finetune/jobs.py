@@ -180,7 +180,7 @@ def _keep(workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome, scor
         seed=cell.seed,
         dev_score=outcome.dev,
         licence=None,
-        task={**task.model_dump(mode="json"), "used_pattern": cell.row.pattern},
+        task=task.model_copy(update={"used_pattern": cell.row.pattern}).model_dump(mode="json"),
     )
     folder = out / "prompts" / row["cell"]
     save_prompt(folder, outcome.best.float().cpu(), info)

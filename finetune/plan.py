@@ -49,7 +49,7 @@ def plan(workshop: Workshop) -> list[Job]:
         rows = rows_for(task, settings.methods)
         all_shots = settings.all_shots[:1] if task.many_labels else settings.all_shots
         choices: dict[tuple[str, int], list[list[Cell]]] = {}
-        for shots in all_shots:
+        for shots in _different(workshop, name, all_shots):
             for seed in settings.seeds:
                 for row in rows:
                     cells = [
@@ -62,6 +62,14 @@ def plan(workshop: Workshop) -> list[Job]:
             jobs += [_job(workshop, cells) for cells in _chunks(sets, limit)]
     # The longest first, so that several processes end together; ties keep their order.
     return sorted(jobs, key=lambda job: -job.steps) if settings.processes > 1 else jobs
+
+
+def _different(workshop: Workshop, name: str, all_shots: Sequence[int]) -> list[int]:
+    """Those numbers of examples that draw different numbers: with `allow_fewer` several may take all there is."""
+    drawn: dict[int, int] = {}
+    for shots in all_shots:
+        drawn.setdefault(len(workshop.draw(name, shots, workshop.settings.seeds[0]).train), shots)
+    return list(drawn.values())
 
 
 def _chunks(sets: Sequence[list[Cell]], limit: int) -> list[tuple[Cell, ...]]:

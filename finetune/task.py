@@ -86,6 +86,7 @@ class Task(Settings):
         default=None, ge=1
     )  # None: 8 with more than five labels, else not used
     note: str = ""
+    used_pattern: PatternKind | None = None  # of a tuned prompt: what it was tuned with; not for task files
 
     _folder: Path | None = PrivateAttr(default=None)  # of the file that a user gave by path
 

@@ -74,8 +74,7 @@ def test_a_chosen_prompt_on_disk_is_the_one_that_was_scored_and_holds_its_task(s
     assert prompt_fingerprint(prompt_PD) == row["prompt"]
     assert info.task["hard"] == row["hard_prompt"] and info.task["used_pattern"] == "hard"
     assert (info.step, info.seed, info.dev_score) == (row["step"], row["seed"], row["dev"])
-    task = {name: value for name, value in info.task.items() if name != "used_pattern"}
-    assert Task.model_validate(task).verbalizer == ("bad", "good")  # enough to predict with
+    assert Task.model_validate(info.task).verbalizer == ("bad", "good")  # enough to predict with
     assert not any((out / "prompts" / r["cell"]).exists() for r in rows if r["method"] == "ft")
 
 
@@ -127,6 +126,11 @@ def test_a_curve_over_numbers_of_examples_has_a_row_for_each(small_run: Any) -> 
     rows = read_rows(out)
     assert [row["shots"] for row in rows] == [4, 8, 16] and {row["n_dev"] for row in rows} == {12}
     assert [row["steps"] for row in rows] == [3, 3, 6]
+    curve = [4, 100, 200]  # dev takes 12 of 60 rows: what asks for more than 48 is one and the same run
+    out = run_fewshot(
+        small_run(methods=["vanilla_pt"], seeds=[0], learning_rates=[0.1], shots=curve, allow_fewer=True)
+    )
+    assert [row["shots"] for row in read_rows(out)] == [4, 8, 16, 48]
 
 
 def test_unified_ppt_is_not_run_twice_where_it_is_the_same_run(task_files: dict[str, str]) -> None:

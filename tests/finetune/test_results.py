@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from finetune.results import KEY, Results, best_first, cell_name, choice_name
 
 
@@ -58,3 +58,24 @@ def test_a_wider_grid_moves_the_choice_and_the_test_score_with_it(tmp_path: Path
     rows = {found["learning_rate"]: found for found in Results(tmp_path).rows.values()}
     assert [rate for rate, found in rows.items() if found["chosen"]] == [1.0]
     assert "test" in rows[1.0] and "test" not in rows[0.3]
+
+
+def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    results = Results(tmp_path)
+    results.add([row(0.1)])
+    before = results.path.read_bytes()
+    real, calls = os.write, []
+
+    def full(descriptor: int, data: bytes) -> int:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[:50])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(MachineError, match=r"cannot write .*results.jsonl: no space left"):
+        results.add([row(0.3)])
+    assert len(calls) == 2 and results.path.read_bytes() == before
