@@ -25,6 +25,7 @@ from finetune.report_tables import (
     seeds_table,
 )
 from finetune.report_words import load_vocabulary, prompt_words, spelt
+from pretrain.artifact import prompts_folder
 
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "datasets", "sentencepiece", "numpy", "matplotlib")
 
@@ -191,7 +192,7 @@ def words(
         own, adapted = backbone or run.config.get("backbone"), run.config.get("lm_backbone")
         source = run.config.get("prompts")
         if own and isinstance(source, str) and Path(source).is_dir():
-            for folder in sorted(Path(source).iterdir()):
+            for folder in sorted(prompts_folder(source).iterdir()):
                 prompts.setdefault(str(own), {})[f"pre-trained, {folder.name}"] = folder
         for line, task, n in sorted(places):
             stat = places[line, task, n]

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from corpora.common.progress import say
 from corpora.formats import Verbalizer
 from finetune.draws import evaluation_steps
 from finetune.inputs import Item, Renderer
 from finetune.score import Scores, score_items
 from pretrain.backbone import Backbone
 from pretrain.batching import Count, collate, example_losses, micro_batches
-from pretrain.prompts import PromptBank, insert_prompts
+from pretrain.prompts import PromptBank, check_prompts_train, insert_prompts
+
+CHECKED_AFTER = 3  # steps, after which every prompt must have felt a gradient and moved
 
 CurvePoint = dict[str, float | int | None]
 
@@ -31,6 +32,7 @@ class Trial:
     order: Sequence[NDArray[np.int64]]  # positions in `train`, one array an optimiser step
     learning_rate: float
     start_PD: torch.Tensor | None = None  # the prompt at step 0; None in full tuning
+    name: str = ""  # for messages
 
     @property
     def verbalizer(self) -> Verbalizer:
@@ -109,11 +111,15 @@ def tune_prompts(
 
     Returns:
         An outcome for each trial; `best` is its prompt [P, D] at the chosen step.
+
+    Raises:
+        UserError: a prompt does not train (see `check_prompts_train`); one that diverged is no such case.
     """
     device = backbone.embedding_device
     starts = [trial.start_PD for trial in trials if trial.start_PD is not None]
+    start_KPD = torch.stack(starts).to(device)
     bank = PromptBank(
-        torch.stack(starts).to(device),
+        start_KPD,
         [trial.learning_rate for trial in trials],
         weight_decay=options.weight_decay,
         clip=options.clip,
@@ -134,11 +140,11 @@ def tune_prompts(
         bank.zero_grad()
         losses = _train_losses(backbone, trials, active, step, bank, options)
         going = [k in active and outcomes[k].train_loss(losses[k], step) for k in range(len(trials))]
-        norms_K = bank.step(active_K=torch.tensor(going, device=device))
-        if step == 0 and any(going[k] and not float(norms_K[k]) > 0 for k in active):
-            say(
-                "a prompt's gradient is zero at the first step: it does not train; is the mask `<X>` in its pattern?"
-            )
+        bank.step(active_K=torch.tensor(going, device=device))
+        if step + 1 == min(CHECKED_AFTER, max(steps)):
+            finite_K = bank.prompts_KPD.detach().isfinite().flatten(1).all(1).tolist()
+            gone = [k for k, finite in enumerate(finite_K) if not finite or outcomes[k].diverged is not None]
+            check_prompts_train(start_KPD, bank, [trial.name for trial in trials], diverged=gone)
         advance(sum(step < n for n in steps))
     return outcomes
 

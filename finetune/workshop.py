@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from finetune.methods import Row
 from finetune.settings import FewshotSettings
 from finetune.task import PatternKind, Task
 from finetune.tune import Trial
-from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint
+from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint, prompts_folder
 from pretrain.backbone import Backbone, load_backbone
 from pretrain.prompts import init_prompt
 
@@ -140,6 +139,7 @@ class Workshop:
             order=batches(len(drawn.train), settings.batch_size, settings.epochs, cell.seed, task.name),
             learning_rate=cell.learning_rate,
             start_PD=self.start(cell),
+            name=f"{task.name} {cell.row.method} seed {cell.seed}",
         )
 
     def start(self, cell: Cell) -> torch.Tensor | None:
@@ -162,7 +162,8 @@ class Workshop:
         """The pre-trained prompt of a format.
 
         Raises:
-            UserError: none is given, it is missing, of another length, or of another backbone (naming both).
+            UserError: none is given, it is missing, of another length or format, or of another backbone or tokenizer
+                (naming both).
         """
         if group not in self._prompts:
             settings = self.settings
@@ -171,15 +172,19 @@ class Workshop:
                     f"the setting prompts is not given: PPT starts from the pre-trained {group} prompt; "
                     "name the run of `ppt pretrain` or leave its methods out"
                 )
-            root = Path(settings.prompts)
-            folder = root / "prompts" / group if (root / "prompts").is_dir() else root / group
+            folder = prompts_folder(settings.prompts) / group
             if not folder.is_dir():
                 there = sorted(path.parent.name for path in folder.parent.glob("*/prompt.json"))
                 raise UserError(
                     f"no {group} prompt: {folder} does not exist; found {', '.join(there) or 'none'}"
                 )
             prompt_PD, info = load_prompt(folder)
-            check_backbone(info, self.backbone("main"))
+            if info.format != group:
+                raise UserError(
+                    f"{folder} holds a prompt of the format {info.format}, expected one of {group}; "
+                    "a prompt lies in the folder of its format"
+                )
+            check_backbone(info, self.backbone("main"), self.tokenizer("main"))
             if len(prompt_PD) != settings.prompt_len:
                 raise UserError(
                     f"{folder} has {len(prompt_PD)} tokens and prompt_len is {settings.prompt_len}; make them equal"

@@ -85,6 +85,12 @@ def save_prompt(folder: str | Path, prompt_PD: torch.Tensor, info: PromptInfo) -
         write_json(partial / "prompt.json", dataclasses.asdict(info))
 
 
+def prompts_folder(root: str | Path) -> Path:
+    """Where the prompts FORMAT/ lie: in `root` itself, or in its `prompts` where it is a run of `ppt pretrain`."""
+    inside = Path(root) / "prompts"
+    return inside if inside.is_dir() else Path(root)
+
+
 def load_prompt(folder: str | Path) -> tuple[torch.Tensor, PromptInfo]:
     """Read a prompt.
 

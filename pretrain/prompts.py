@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -247,7 +247,9 @@ class PromptBank:
         self._steps_K.copy_(state["steps"])
 
 
-def check_prompts_train(start_KPD: torch.Tensor, bank: PromptBank, names: Sequence[str] = ()) -> None:
+def check_prompts_train(
+    start_KPD: torch.Tensor, bank: PromptBank, names: Sequence[str] = (), diverged: Collection[int] = ()
+) -> None:
     """Refuse to go on with prompts that do not train; warn when they hardly do.
 
     Call it after the first few updates. Prompts that had no update yet are left out.
@@ -256,6 +258,7 @@ def check_prompts_train(start_KPD: torch.Tensor, bank: PromptBank, names: Sequen
         start_KPD: [K, P, D] the prompts before the first update.
         bank: the bank after a few updates.
         names: what to call the K prompts in messages.
+        diverged: numbers of prompts that are known to have diverged; they are left out.
 
     Raises:
         UserError: a prompt's gradient has always been zero, or it has not moved or is not finite.
@@ -265,7 +268,7 @@ def check_prompts_train(start_KPD: torch.Tensor, bank: PromptBank, names: Sequen
     for k, (moved, felt, updates) in enumerate(
         zip(moved_K.tolist(), felt_K.tolist(), bank.updates_K.tolist(), strict=True)
     ):
-        if not updates:
+        if not updates or k in diverged:
             continue
         rate = float(bank.learning_rates_K[k])
         name = f"prompt {names[k] if names else k}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,23 @@ def test_a_run_of_every_method_is_reported_whole(
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert names == {"bars.png", "curves_dev.png", "curves_dev_loss.png", "curves_train_loss.png"}
     assert "transformers" in (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
+
+
+def test_words_of_the_pretrained_prompts_stand_in_the_report_of_a_run_that_names_a_pretraining_run(
+    tmp_path: Path, small_run: Callable[..., FewshotSettings], prompts_dir: Path
+) -> None:
+    from finetune.fewshot import run_fewshot
+
+    (tmp_path / "pretrain" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(prompts_dir, tmp_path / "pretrain" / "prompts")
+    run = run_fewshot(
+        small_run(
+            prompts=str(tmp_path / "pretrain"), methods=["ppt"], seeds=[0], epochs=1, learning_rates=[0.3]
+        )
+    )
+    text = report([run], tmp_path / "out").text
+    found = re.findall(r"^\| pre-trained, (\w+) +\| \S+ -?\d\.\d\d", text, flags=re.MULTILINE)
+    assert found == ["multiple_choice", "sentence_pair", "single_text", "unified"]
 
 
 def test_runs_of_other_settings_are_refused_by_the_setting(

@@ -135,3 +135,14 @@ def test_labels_are_numbers_names_or_words() -> None:
     boolq, stars = Task.load("boolq"), Task.load("amazon_zh")
     assert [boolq.label_index(value, boolq.local) for value in (True, False, "true")] == [1, 0, 1]
     assert [stars.label_index(value, stars.local) for value in (1, 5, "3", 0)] == [0, 4, 2, 0]
+
+
+@pytest.mark.parametrize("name", shipped_tasks())
+def test_the_test_set_is_the_validation_set_of_the_original_locally_as_on_the_hub(name: str) -> None:
+    task = Task.load(name)
+    if name == "tnews":  # FewCLUE's files of their own, with a public test set
+        assert task.local.test == ("test",)
+    elif task.hub is not None and task.hub.test == "validation":
+        assert task.local.test == ("validation",)
+    else:
+        assert name in ("amazon_zh", "yahoo_answers")  # no hub; a set that has no validation part

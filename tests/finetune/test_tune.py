@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from corpora.common.errors import UserError
 from finetune.full_tuning import FullTuner
 from finetune.methods import rows_for
 from finetune.tune import Outcome, Trial, TuneOptions, tune_prompts
@@ -107,13 +108,38 @@ def test_label_words_are_an_initialisation_of_their_own(small_run: Any) -> None:
 
 
 @pytest.mark.defect(2)
-def test_the_first_step_moves_from_the_prompt_that_was_given(small_run: Any) -> None:
-    workshop = Workshop(small_run(seeds=[0], epochs=1, batch_size=12, learning_rates=[1e-4]))
-    cell = cells(workshop, ("ppt",))[0]
-    (outcome,) = tune_prompts(workshop.backbone("main"), [workshop.trial(cell)], OPTIONS)
-    start_PD = workshop.prompt("single_text")[0]
-    assert outcome.best is not None and outcome.curve[-1]["step"] == 1
-    assert float((outcome.best - start_PD).abs().max()) < 2e-4 * workshop.backbone("main").embedding_rms
+def test_the_first_step_moves_every_number_of_the_given_prompt_by_the_learning_rate(
+    small_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = 1e-2
+    workshop = Workshop(small_run(seeds=[0], epochs=1, batch_size=12, learning_rates=[rate]))
+    trial = workshop.trial(cells(workshop, ("ppt",))[0])
+    seen: dict[int, torch.Tensor] = {}
+    evaluated = Outcome.evaluated
+
+    def watch(self: Outcome, step: int, scores: Any, snapshot: Any) -> None:
+        seen[step] = snapshot()
+        evaluated(self, step, scores, snapshot)
+
+    monkeypatch.setattr(Outcome, "evaluated", watch)
+    tune_prompts(workshop.backbone("main"), [trial], replace(OPTIONS, weight_decay=0.0))
+    assert sorted(seen) == [0, 1] and torch.equal(seen[0], workshop.prompt("single_text")[0])
+    moved_PD = (seen[1] - seen[0]).abs() / (rate * workshop.backbone("main").embedding_rms)
+    # Adam's first step is the rate in every number whose gradient is well above eps.
+    assert 0.9 < float(moved_PD.median()) < 1.1 and float(moved_PD.max()) < 1.1
+
+
+def test_prompts_without_a_gradient_are_refused_by_the_cells_name(small_run: Any) -> None:
+    workshop = Workshop(small_run(seeds=[3], learning_rates=[0.1]))
+    trial = workshop.trial(cells(workshop, ("ppt",))[0])
+    backbone = workshop.backbone("main")
+    with torch.no_grad():
+        for block in backbone.model.decoder.block:  # the decoder no longer hears the encoder
+            block.layer[1].EncDecAttention.o.weight.zero_()
+    with pytest.raises(
+        UserError, match="prompt mood ppt seed 3 does not train: its gradient has been zero for 3"
+    ):
+        tune_prompts(backbone, [trial], OPTIONS)
 
 
 def test_the_step_with_the_best_dev_score_wins_then_the_lower_loss_then_the_earlier() -> None:
