@@ -25,6 +25,7 @@ from corpora.common.files import (
     manifest_hash,
     read_json,
     read_manifest,
+    write_bytes_atomic,
     write_json,
     write_manifest,
 )
@@ -310,10 +311,11 @@ def _write_linear(
     bias_C: npt.NDArray[np.float32],
     origin: dict[str, Any],
 ) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     idf = np.asarray(vectorizer.idf_, np.float32)
-    save_file({"weights": weights_FC, "bias": bias_C, "idf": idf}, folder / "model.safetensors")
+    tensors = {"weights": weights_FC, "bias": bias_C, "idf": idf}
+    write_bytes_atomic(folder / "model.safetensors", save(tensors))
     features = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
     write_json(folder / "vocabulary.json", features)
     write_manifest(folder, "labeller", {**origin, "model": hash_file(folder / "model.safetensors")})

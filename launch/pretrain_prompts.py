@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from types import FrameType
 
 # A signal may come before the heavy imports are done.
@@ -36,7 +35,7 @@ def main() -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from corpora.common.errors import PPTError
+    from launch.exits import ENDINGS, end
 
     try:
         from corpora.common.settings import load_settings
@@ -59,29 +58,9 @@ def main() -> int:
                 raise
             raise lost from error
         end_processes()
-    except PPTError as error:
-        _report(str(error))
-        return error.exit_code
+    except ENDINGS as error:
+        return end(error, ended=lambda: bool(_stop_asked))
     return 0
-
-
-def _report(reason: str) -> None:
-    """Print a reason once for the job.
-
-    The launcher ends all processes when the first one fails. Those after the first keep silent and wait to be
-    ended, so that the first has time to speak; one that is still alive then met a fault of its own.
-    """
-    from corpora.common.progress import console
-
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
-        console().print(f"ppt: {reason}", markup=False)
-        return
-    waited = time.monotonic()
-    while time.monotonic() - waited < 10 and not _stop_asked:
-        time.sleep(0.1)
-    if not _stop_asked:
-        console().print(f"ppt: process {rank}: {reason}", markup=False)
 
 
 if __name__ == "__main__":

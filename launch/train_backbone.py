@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
 
 
 def main() -> int:
@@ -19,8 +17,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
     arguments = parser.parse_args()
-    from corpora.common.errors import PPTError
-    from corpora.common.progress import console
+    from launch.exits import ENDINGS, end
 
     try:
         from corpora.common.settings import load_settings
@@ -34,12 +31,8 @@ def main() -> int:
             train_backbone(settings)
         finally:
             end_processes()
-    except PPTError as error:
-        if os.environ.get("RANK", "0") != "0":
-            # What all processes meet is told once: the launcher ends the others when the first one has ended.
-            time.sleep(10)
-        console().print(f"ppt: {error}", markup=False)
-        return error.exit_code
+    except ENDINGS as error:
+        return end(error)
     return 0
 
 

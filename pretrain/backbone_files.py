@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
-from corpora.common.errors import MachineError, UserError, nearest
-from corpora.common.files import atomic_folder, read_json, write_json
+from corpora.common.errors import UserError, nearest
+from corpora.common.files import atomic_folder, machine_errors, read_json, write_json
 from corpora.common.rng import derived_seed
 from pretrain.backbone import DTYPES
 from pretrain.training_data import MixtureState
@@ -60,10 +59,8 @@ def is_tied(model: Any) -> bool:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
+    with machine_errors(path):  # straight to the file: the bytes of a large model would not fit beside it
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # it hides the system's error in its own
-        raise MachineError(f"cannot write {path}: {error}; nothing half-written is left there") from error
 
 
 def save_model(model: Any, folder: Path, dtype: str) -> None:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corpora.common.files import machine_errors, write_text_atomic
 from corpora.common.progress import say
 from pretrain.backbone_data import Data
+from pretrain.metric_rows import MetricRows
 from pretrain.packed_t5 import decode, encode, head
 from pretrain.training_data import OBJECTIVES, TrainBatch
 
@@ -79,38 +79,39 @@ def evaluate(model: Any, data: Data, weights: Tensor) -> dict[str, float]:
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard events; rows after the step resumed from are dropped."""
+    """`metrics.jsonl` and TensorBoard events of the first process; rows after the step resumed from are dropped."""
 
     def __init__(self, out: Path, step: int, active: bool) -> None:
-        self.path, self.step, self.active = out / "metrics.jsonl", step, active
-        self.folder = out / "tensorboard"
+        self.rows = MetricRows(out, _bytes_until(out / "metrics.jsonl", step), step) if active else None
 
     def __enter__(self) -> Metrics:
-        if not self.active:
-            return self
-        from torch.utils.tensorboard import SummaryWriter
-
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        write_text_atomic(self.path, "".join(line + "\n" for line in kept))
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(self.folder), purge_step=self.step + 1)
         return self
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One row."""
-        if not self.active or not values:
+        if self.rows is None or not values:
             return
         rounded = {name: round(value, 6) for name, value in values.items()}
-        with machine_errors(self.path):
-            self.file.write(json.dumps({"step": step, "split": split, **rounded}) + "\n")
-            self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(f"{split}/{name}", value, step)
+        scalars = {f"{split}/{name}": value for name, value in values.items()}
+        self.rows.write({"step": step, "split": split, **rounded}, scalars)
         if split == "held-out":
             say(f"step {step} held-out: " + "  ".join(f"{n} {v:.3f}" for n, v in rounded.items()))
 
+    def sync(self) -> None:
+        """Put all rows on disk, before a checkpoint that counts on them."""
+        if self.rows is not None:
+            self.rows.sync()
+
     def __exit__(self, *_: object) -> None:
-        if self.active:
-            self.file.close()
-            self.board.close()
+        if self.rows is not None:
+            self.rows.close()
+
+
+def _bytes_until(path: Path, step: int) -> int:
+    """Length of the rows up to `step`; a row that a killed run left half-written does not count."""
+    length = 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        length += len(line)
+    return length

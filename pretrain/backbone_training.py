@@ -170,14 +170,16 @@ def _write(
 ) -> None:
     """Put the finished backbone into the run's folder, the manifest last: with it the run counts as finished."""
     partial = out / f"final{PARTIAL}"
-    with machine_errors(out):
+    try:
+        with machine_errors(out):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            tokenizer.save(partial)
+            save_model(model, partial, settings.save_dtype)
+            for file in sorted(partial.iterdir()):
+                os.replace(file, out / file.name)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        tokenizer.save(partial)
-        save_model(model, partial, settings.save_dtype)
-        for file in sorted(partial.iterdir()):
-            os.replace(file, out / file.name)
-        partial.rmdir()
     fields = {
         **fields,
         "tokenizer_fingerprint": tokenizer.fingerprint,
@@ -234,6 +236,7 @@ def _loop(
                 metrics.write(state.step, "held-out", evaluation)
             if save:
                 kept = processes.sum(sums.clone()).tolist()
+                metrics.sync()
                 if processes.first:
                     save_checkpoint(out, model, optimizer.state(), state, kept, run_hash)
                 if not processes.first:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from corpora.common.errors import UserError
 from corpora.common.files import (
@@ -21,6 +21,7 @@ from corpora.common.files import (
     machine_errors,
     read_json,
     read_manifest,
+    write_bytes_atomic,
     write_json,
     write_manifest,
 )
@@ -73,7 +74,7 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
     path = checkpoint_path(out, checkpoint.step)
     with atomic_folder(path, replace=True) as folder:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-        save_file(contiguous, folder / "state.safetensors")
+        write_bytes_atomic(folder / "state.safetensors", save(contiguous))
         write_json(folder / "state.json", checkpoint.state)
         write_manifest(folder, "pretraining_checkpoint", {"step": checkpoint.step})
     for step in saved_steps(out)[:-KEEP]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from corpora.common.errors import UserError
-from corpora.common.files import machine_errors
 from pretrain.evaluation import Score
 from pretrain.groups import Group
+from pretrain.metric_rows import MetricRows
 from pretrain.settings import PretrainSettings
 
 if TYPE_CHECKING:
@@ -32,14 +29,7 @@ class Metrics:
     """
 
     def __init__(self, out: Path, keep_bytes: int, step: int, writes: bool) -> None:
-        self._rows = _Rows(out, keep_bytes) if writes else None
-        self._board: Any = None
-        if writes:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with machine_errors(out / "tensorboard"):
-                # TensorBoard hides what an earlier start wrote after the checkpoint.
-                self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+        self._rows = MetricRows(out, keep_bytes, step) if writes else None
 
     def training(
         self, state: RunState, groups: Sequence[Group], settings: PretrainSettings, rate: float
@@ -63,18 +53,16 @@ class Metrics:
 
     def sync(self) -> int:
         """Put everything on disk; the length of metrics.jsonl for the checkpoint."""
-        if self._rows is None:
-            return 0
-        self._board.flush()
-        return self._rows.sync()
+        return 0 if self._rows is None else self._rows.sync()
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._rows is None:
             return
-        self._rows.write(row)
-        for key in ("loss", "accuracy", "target_loss", "gradient_norm", "learning_rate"):
-            if row.get(key) is not None:
-                self._board.add_scalar(f"{row['format']}/{row['split']}/{key}", row[key], row["step"])
+        keys = ("loss", "accuracy", "target_loss", "gradient_norm", "learning_rate")
+        scalars = {
+            f"{row['format']}/{row['split']}/{key}": row[key] for key in keys if row.get(key) is not None
+        }
+        self._rows.write(row, scalars)
 
     def __enter__(self) -> Metrics:
         return self
@@ -84,41 +72,3 @@ class Metrics:
     ) -> None:
         if self._rows is not None:
             self._rows.close()
-            self._board.close()
-
-
-class _Rows:
-    """metrics.jsonl: one JSON row a line, cut back to the checkpoint when a run goes on.
-
-    Args:
-        out: the run's folder.
-        keep_bytes: length that the checkpoint remembers; what a killed run wrote after it is written again.
-    """
-
-    def __init__(self, out: Path, keep_bytes: int) -> None:
-        self.path = out / "metrics.jsonl"
-        with machine_errors(self.path):
-            self.path.touch()
-            size = self.path.stat().st_size
-            if size < keep_bytes:
-                raise UserError(
-                    f"{self.path} has {size} bytes, its checkpoint counted {keep_bytes}; it was changed by hand: "
-                    "choose another out"
-                )
-            os.truncate(self.path, keep_bytes)
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row."""
-        with machine_errors(self.path):
-            os.write(self._descriptor, (json.dumps(row) + "\n").encode())
-
-    def sync(self) -> int:
-        """Put all rows on disk and say how many bytes they are; a checkpoint remembers it."""
-        with machine_errors(self.path):
-            os.fsync(self._descriptor)
-            return os.fstat(self._descriptor).st_size
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
