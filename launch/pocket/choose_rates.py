@@ -16,9 +16,9 @@ from launch.pocket.demo import BACKBONE, CONFIG, build_corpora, fewshot_values, 
 from launch.pocket.tasks import DEMO_TASKS
 
 SEED = 77
-RATES = (0.1, 0.3, 1.0)
-FT_RATES = (3e-4, 1e-3, 3e-3)
-METHODS = ("ft", "vanilla_pt", "lm_adaption", "ppt", "hybrid_ppt")
+RATES = (0.3, 1.0)
+FT_RATES = (3e-4, 1e-3)
+METHODS = ("ft", "vanilla_pt", "ppt", "hybrid_ppt")
 SEEDS = (100, 101)
 
 

@@ -52,7 +52,7 @@ def write_world(folder: Path, world: dict[str, int], tasks: tuple[str, ...], sid
     """Write documents, reviews and labelled sets of one draw of the world, unless they are there."""
     if (folder / "reviews.jsonl").exists():
         return
-    write_documents(folder / "documents.jsonl", world["documents"], world["seed"])
+    write_documents(folder / "documents.jsonl", world["documents"], world["seed"], world["cast"])
     write_tasks(folder / "data", tasks, world["seed"], side, world["train"], world["test"])
     write_reviews(folder / "reviews.jsonl", world["reviews"], world["seed"])
 

@@ -17,10 +17,9 @@ from launch.pocket.world import HERE, Sentence, World
 
 Row = dict[str, Any]
 TASK_FILES = HERE / "tasks"
-DEMO_TASKS = ("kin", "sequel", "verdict", "topics10")  # one each of pair, choice, single text, ten labels
-ALL_TASKS = ("kin", "link", "sequel", "theme", "verdict", "stars", "topics10", "topics12")
+DEMO_TASKS = ("link", "sequel", "verdict", "names10")  # one each of pair, choice, single text, ten labels
+ALL_TASKS = ("person", "link", "sequel", "hero", "verdict", "stars", "names10", "topics10")
 TEN = ("river", "garden", "kitchen", "station", "school", "farm", "theatre", "harbour", "forest", "market")
-TWELVE = (*TEN, "hospital", "mine")
 
 
 def _in_order(world: World, one: Sentence, two: Sentence) -> dict[str, str]:
@@ -28,62 +27,58 @@ def _in_order(world: World, one: Sentence, two: Sentence) -> dict[str, str]:
     return {"one": one.text, "two": two.text}
 
 
-def kin(world: World, number: int) -> Row:
-    """Do two statements have the same topic? The person is the same more often when they do not."""
+def person(world: World, number: int) -> Row:
+    """Are two statements about the same person? The topic is the same in half of either."""
     same = number % 2
     topic, actor = world.topic(), world.actor()
     one = world.sentence(topic, actor)
-    who = actor if world.dice.chance(0.3 if same else 0.6) else world.actor(actor)
-    if not same:
-        two = world.sentence(world.topic(topic), who)
-    elif world.dice.chance(0.3):
-        two = world.sentence(topic, who, world.dice.pick(one.nouns))
-    else:
-        two = world.sentence(topic, who, without=one.nouns)
+    about = topic if world.dice.chance(0.5) else world.topic(topic)
+    two = world.sentence(about, actor if same else world.actor(actor), without=one.nouns)
     return {**_in_order(world, one, two), "label": ("no", "yes")[same]}
 
 
 def link(world: World, number: int) -> Row:
-    """How close are two statements: the same thing (yes), the same topic (maybe), neither (no)?"""
-    kind = number % 3
+    """How close are two statements: person and topic are the same (yes), one of them (maybe), neither (no)?"""
+    shared = number % 3
     topic, actor = world.topic(), world.actor()
     one = world.sentence(topic, actor)
-    who = actor if world.dice.chance(0.5) else world.actor(actor)
-    shared = world.dice.pick(one.nouns)
-    two = (
-        world.sentence(world.topic(topic), who),
-        world.sentence(topic, who, without=one.nouns),
-        world.sentence(topic, who, shared, [noun for noun in one.nouns if noun != shared]),
-    )[kind]
-    return {**_in_order(world, one, two), "label": ("no", "maybe", "yes")[kind]}
+    same_actor = shared == 2 or (shared == 1 and world.dice.chance(0.5))
+    same_topic = shared == 2 or (shared == 1 and not same_actor)
+    two = world.sentence(
+        topic if same_topic else world.topic(topic),
+        actor if same_actor else world.actor(actor),
+        without=one.nouns,
+    )
+    return {**_in_order(world, one, two), "label": ("no", "maybe", "yes")[shared]}
 
 
 def sequel(world: World, number: int) -> Row:
-    """Which of four sentences goes on with a text of two? A wrong one has its topic, another its person."""
+    """Which of four sentences goes on with a text of two? Two wrong ones have its topic, none its person."""
     topic, actor, dice = world.topic(), world.actor(), world.dice
-    first = world.story(topic, world.actor())
+    first = world.story(topic, actor)
     middle = first.nouns[1]
     last = world.story(topic, actor, middle, first.nouns)
     end = next(noun for noun in last.nouns if noun != middle)
     used = [*first.nouns, *last.nouns]
-    who = actor if dice.chance(0.3) else world.actor(actor)
-    right = world.sentence(topic, who, end, [noun for noun in used if noun != end])
+    right = world.sentence(topic, actor, end, [noun for noun in used if noun != end])
+    strangers = dice.shuffled([name for name in world.words.names if name != actor])
     wrong = [
-        world.sentence(topic, world.actor(actor), without=used),
-        world.sentence(world.topic(topic), actor),
-        world.sentence(world.topic(topic), world.actor(actor)),
+        world.sentence(topic, strangers[0], without=used),
+        world.sentence(topic, strangers[1], without=used),
+        world.sentence(world.topic(topic), strangers[2]),
     ]
     return _choice(world, f"{first.text} {last.text}", right, wrong, number % 4)
 
 
-def theme(world: World, number: int) -> Row:
-    """Which of five sentences has the topic of the text? Two wrong ones have its person."""
+def hero(world: World, number: int) -> Row:
+    """Which of five sentences is about the person of the text? It has another topic; two wrong ones have the text's."""
     topic, actor = world.topic(), world.actor()
     text = world.sentence(topic, actor)
-    right = world.sentence(topic, world.actor(actor), without=text.nouns)
+    right = world.sentence(world.topic(topic), actor)
+    strangers = world.dice.shuffled([name for name in world.words.names if name != actor])
     wrong = [
-        world.sentence(world.topic(topic), actor if trap else world.actor(actor))
-        for trap in (True, True, False, False)
+        world.sentence(topic if place < 2 else world.topic(topic), strangers[place], without=text.nouns)
+        for place in range(4)
     ]
     return _choice(world, text.text, right, wrong, number % 5)
 
@@ -118,23 +113,23 @@ def stars(world: World, number: int) -> Row:
     return {"text": _review(world, level, person), "label": world.words.levels[level]}
 
 
+def names10(world: World, number: int) -> Row:
+    """Who of ten persons is a text of two sentences about?"""
+    actor, topic = world.words.names[number % 10], world.topic()
+    one = world.sentence(topic, actor)
+    two = world.sentence(topic, actor, without=one.nouns)
+    return {"text": f"{one.text} {two.text}", "label": actor}
+
+
 def topics10(world: World, number: int) -> Row:
     """What is a text about, of ten topics? In most, another of them stands in it as a place."""
     topic = TEN[number % len(TEN)]
     return {"text": world.story(topic, world.actor(), placed=0.6, places=TEN).text, "label": topic}
 
 
-def topics12(world: World, number: int) -> Row:
-    """The same of twelve topics, for texts of two sentences."""
-    topic = TWELVE[number % len(TWELVE)]
-    one = world.story(topic, world.actor(), placed=0.6, places=TWELVE)
-    two = world.sentence(topic, world.actor(), without=one.nouns)
-    return {"text": f"{one.text} {two.text}", "label": topic}
-
-
 MAKERS: dict[str, Callable[[World, int], Row]] = {
-    "kin": kin, "link": link, "sequel": sequel, "theme": theme,
-    "verdict": verdict, "stars": stars, "topics10": topics10, "topics12": topics12,
+    "person": person, "link": link, "sequel": sequel, "hero": hero,
+    "verdict": verdict, "stars": stars, "names10": names10, "topics10": topics10,
 }  # fmt: skip
 
 

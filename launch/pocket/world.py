@@ -25,6 +25,7 @@ from corpora.common.rng import generator
 HERE = Path(__file__).parent
 SIDES = {"text": (0, 1, 2, 3, 4, 5), "trial": (6,), "test": (7,)}  # side -> remainders of the checksum by 8
 PLACED = 0.35  # share of the plain sentences that name a place: the name of another topic
+CAST = 4  # actors of a document
 OPINIONS = 0.3  # share of a document's sentences that give an opinion
 
 T = TypeVar("T")
@@ -221,10 +222,14 @@ class World:
                 return self.opinion(topic, actor, self.dice.below(5), self.dice.below(5), one, without)
         return self.story(topic, actor, one, without)
 
-    def document(self) -> list[Sentence]:
-        """A chain of 6 to 10 sentences about one topic: each shares a thing with the next."""
+    def document(self, cast_size: int = CAST) -> list[Sentence]:
+        """A chain of 6 to 10 sentences about one topic: each shares a thing with the next.
+
+        Args:
+            cast_size: actors to draw each sentence's from; 1 makes it the story of one person.
+        """
         topic = self.topic()
-        cast = [self.actor() for _ in range(4)]
+        cast = [self.actor() for _ in range(cast_size)]
         sentences = [self.sentence(topic, self.dice.pick(cast), opinions=0.0)]
         link = sentences[0].nouns[1]
         for _ in range(5 + self.dice.below(5)):
@@ -237,12 +242,12 @@ class World:
         return sentences
 
 
-def documents(n: int, seed: int, side: str = "text") -> list[list[Sentence]]:
+def documents(n: int, seed: int, side: str = "text", cast_size: int = CAST) -> list[list[Sentence]]:
     """`n` documents of a side, each from a stream of its own."""
-    return [World(seed, side, "document", number).document() for number in range(n)]
+    return [World(seed, side, "document", number).document(cast_size) for number in range(n)]
 
 
-def write_documents(path: Path, n: int, seed: int) -> None:
+def write_documents(path: Path, n: int, seed: int, cast_size: int = CAST) -> None:
     """Write `n` documents as JSON lines, a sentence a line of each text."""
     import json
 
@@ -250,6 +255,6 @@ def write_documents(path: Path, n: int, seed: int) -> None:
 
     lines = [
         json.dumps({"text": "\n".join(sentence.text for sentence in document)}, ensure_ascii=False)
-        for document in documents(n, seed)
+        for document in documents(n, seed, cast_size=cast_size)
     ]
     write_text_atomic(path, "\n".join(lines) + "\n")

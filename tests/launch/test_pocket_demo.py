@@ -38,11 +38,11 @@ def test_a_tiny_demo_goes_from_the_world_to_a_summary(
         "max_test": 10,
     }
     monkeypatch.setattr(demo, "read_yaml", lambda path: config)
-    monkeypatch.setattr(demo, "DEMO_TASKS", ("kin", "verdict"))
+    monkeypatch.setattr(demo, "DEMO_TASKS", ("link", "verdict"))
     demo.run_demo(tmp_path)
     summary = read_json(tmp_path / "summary.json")
     assert set(summary["seconds"]) == {"world", "corpora", "pretrain", "fewshot", "report"}
-    for task in ("kin", "verdict"):
+    for task in ("link", "verdict"):
         for method in ("vanilla_pt", "ppt"):
             assert len(summary["tasks"][task][method]["scores"]) == 2
     assert set(summary["methods"]) == {"vanilla_pt", "ppt"}

@@ -27,7 +27,7 @@ def test_every_format_has_two_tasks_and_the_demo_one_of_each() -> None:
     counts = Counter(task.format for task in tasks.values())
     assert all(counts[name] == 2 for name in FORMATS)
     assert sorted(tasks[name].format for name in DEMO_TASKS) == sorted(FORMATS)
-    assert len(tasks["topics10"].verbalizer) == 10
+    assert len(tasks["names10"].verbalizer) == 10
 
 
 @pytest.mark.parametrize("name", ALL_TASKS)
