@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from corpora.common.errors import UserError, at
+from corpora.common.errors import MachineError, UserError, at
 from corpora.common.files import read_json
 from corpora.common.hub import hub_reachable
 from corpora.common.progress import say
+from corpora.tokenizer import LETTERS
 from finetune.task import HubSource, LocalSource, Source, Task
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 TEST_NAMES = ("test", "validation", "dev")
-LETTERS = "ABCDEFGHIJKLMNOP"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def load_task(task: Task, data: str | Path | Mapping[str, str] | None) -> TaskDa
 
     Raises:
         UserError: no data, or a fault in it with its file and line.
+        MachineError: the hub cannot be reached.
     """
     folder = find_folder(task, data)
     if folder is not None:
@@ -187,12 +188,18 @@ def _read_hub(task: Task, source: HubSource) -> tuple[Rows, Rows, dict[str, int]
 
     parts = []
     counts = {"unlabelled": 0}
+    offline = not Path(source.path).is_dir() and not hub_reachable()
     for split in (source.train, source.test):
         try:
-            with _offline(not Path(source.path).is_dir() and not hub_reachable()):
+            with _offline(offline):
                 table = datasets.load_dataset(source.path, source.config, split=split)
         except Exception as error:  # whatever the library raises; its own text says what was wrong
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if offline:
+                raise MachineError(
+                    f"task {task.name}: the hub cannot be reached and this machine keeps no copy of {source.path} "
+                    f"({first}); give local files with the setting data"
+                ) from error
             unverified = "" if source.verified else "; the name in the task file was never checked"
             raise UserError(
                 f"task {task.name}: the hub data set {source.path} (split {split}) cannot be loaded: "
@@ -232,16 +239,25 @@ def _records(paths: Iterable[Path]) -> Iterator[Place]:
     for path in paths:
         opener: Any = gzip.open if path.suffix == ".gz" else open
         try:
-            with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-                yield from _csv(path, file) if ".csv" in path.suffixes else _jsonl(path, file)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text") from error
+            with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                lines = _utf8(path, file)
+                yield from _csv(path, lines) if ".csv" in path.suffixes else _jsonl(path, lines)
         except (gzip.BadGzipFile, EOFError) as error:
             raise UserError(f"{path}: damaged gzip file") from error
 
 
-def _jsonl(path: Path, file: IO[str]) -> Iterator[Place]:
+def _utf8(path: Path, file: IO[str]) -> Iterator[str]:
+    """Lines of a file that was opened with surrogate escapes, each checked."""
     for line, text in enumerate(file, 1):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{at(path, line)}: not UTF-8") from error
+        yield text
+
+
+def _jsonl(path: Path, lines: Iterable[str]) -> Iterator[Place]:
+    for line, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
@@ -253,8 +269,8 @@ def _jsonl(path: Path, file: IO[str]) -> Iterator[Place]:
         yield path, line, record
 
 
-def _csv(path: Path, file: IO[str]) -> Iterator[Place]:
-    reader = csv.DictReader(file, strict=True)
+def _csv(path: Path, lines: Iterable[str]) -> Iterator[Place]:
+    reader = csv.DictReader(lines, strict=True)
     try:
         for record in reader:
             if None in record or None in record.values():

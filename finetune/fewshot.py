@@ -14,6 +14,7 @@ from finetune.results import ResultRow, Results
 from finetune.settings import FewshotSettings
 from finetune.workers import run_jobs
 from finetune.workshop import Workshop
+from pretrain.checkpoint import run_lock
 
 
 def run_fewshot(settings: FewshotSettings) -> Path:
@@ -27,31 +28,33 @@ def run_fewshot(settings: FewshotSettings) -> Path:
         `predictions/CELL.jsonl` and `prompts/CELL/`.
 
     Raises:
-        UserError: wrong input, before anything is trained.
+        UserError: wrong input, before anything is trained; or another job is running in this folder.
+        MachineError: the disk is full, the folder cannot be written, or a process died.
     """
     out = Path(settings.out)
     workshop = Workshop(settings)
     jobs = plan(workshop)  # checks every input before the run's folder is made
-    results = Results(out)
-    save_settings(out / "config.yaml", settings)
-    write_manifest(out, "fewshot_run", {"libraries": library_versions("torch", "transformers", "numpy")})
-    todo = [job for job in (unfinished(job, results) for job in jobs) if job is not None]
-    total = sum(len(job.cells) for job in jobs)
-    left = sum(len(job.cells) for job in todo)
-    if left < total:
-        say(f"{total - left} of {total} cells are in {results.path} and are not run again")
-    with Progress("few-shot tuning", sum(job.steps for job in todo), "steps") as progress:
-        if settings.processes > 1 and len(todo) > 1:
-            del workshop  # the processes load for themselves; the models here would only take room
-            finished = run_jobs(settings, todo, progress.advance)
-        else:
-            finished = _one_by_one(workshop, todo, progress.advance)
-        for rows in finished:
-            results.add(rows)
-            progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
-    for note in notes(results, [key["choice"] for job in jobs for key in job.keys]):
-        say(note)
-    say(f"results: {results.path}")
+    with run_lock(out):
+        results = Results(out)
+        save_settings(out / "config.yaml", settings)
+        write_manifest(out, "fewshot_run", {"libraries": library_versions("torch", "transformers", "numpy")})
+        todo = [job for job in (unfinished(job, results) for job in jobs) if job is not None]
+        total = sum(len(job.cells) for job in jobs)
+        left = sum(len(job.cells) for job in todo)
+        if left < total:
+            say(f"{total - left} of {total} cells are in {results.path} and are not run again")
+        with Progress("few-shot tuning", sum(job.steps for job in todo), "steps") as progress:
+            if settings.processes > 1 and len(todo) > 1:
+                del workshop  # the processes load for themselves; the models here would only take room
+                finished = run_jobs(settings, todo, progress.advance)
+            else:
+                finished = _one_by_one(workshop, todo, progress.advance)
+            for rows in finished:
+                results.add(rows)
+                progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
+        for note in notes(results, [key["choice"] for job in jobs for key in job.keys]):
+            say(note)
+        say(f"results: {results.path}")
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def _line(row: ResultRow) -> str:
 
 
 class Results:
-    """The rows of a run. A row is on disk whole or not at all: what a kill cut off is removed when it is opened."""
+    """The rows of a run. A row is on disk whole or not at all: what a kill cut off is removed when it is opened.
+
+    Only chosen rows have files `predictions/CELL.jsonl` and `prompts/CELL/` beside them.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Open a run's rows.
@@ -62,6 +66,7 @@ class Results:
                 raise UserError(f"{at(self.path, number)}: not a row of results; remove it") from error
         if rest:  # the end of a line that was being written
             self._rewrite()
+        self._drop_files(row["cell"] for row in self.rows.values() if not row["chosen"])
 
     def missing(self, cells: Iterable[str]) -> list[str]:
         """Those of the given cells that have no row yet."""
@@ -75,20 +80,24 @@ class Results:
         """Append rows in one write.
 
         Where one of them is chosen, a row of the same choice that was chosen before (by a smaller grid) loses
-        that and its test score, and the file is written anew.
+        that, its test score, its predictions and its prompt, and the file is written anew.
+
+        Raises:
+            MachineError: the disk is full or the place cannot be written; the file holds no half row.
         """
-        replaced = False
+        replaced = []
         for row in rows:
             for old in self.of_choice(row["choice"]) if row["chosen"] else ():
                 if old["chosen"]:
                     old["chosen"] = False
                     for name in [name for name in old if name.startswith("test")]:
                         del old[name]
-                    replaced = True
+                    replaced.append(old["cell"])
         for row in rows:
             self.rows[row["cell"]] = row
         if replaced:
             self._rewrite()
+            self._drop_files(replaced)
             return
         with machine_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +114,14 @@ class Results:
                     raise
             finally:
                 os.close(descriptor)
+
+    def _drop_files(self, cells: Iterable[str]) -> None:
+        """Remove what only chosen cells have beside their rows."""
+        for cell in cells:
+            with machine_errors(self.path.parent):
+                (self.path.parent / "predictions" / f"{cell}.jsonl").unlink(missing_ok=True)
+                if (folder := self.path.parent / "prompts" / cell).is_dir():
+                    shutil.rmtree(folder)
 
     def _rewrite(self) -> None:
         write_text_atomic(self.path, "".join(map(_line, self.rows.values())))

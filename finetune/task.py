@@ -10,10 +10,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings, make_settings, read_yaml
-from corpora.formats import ENCODER_TOKENS, Pattern
+from corpora.formats import ENCODER_TOKENS, MAX_OPTIONS, Pattern
 
 TASKS = Path(__file__).parent / "tasks"
-MAX_OPTIONS = 16  # letters A to P: the `unified` prompt has met no more (method.md, unified)
 MANY_LABELS = 5  # with more, every prompt row is a multiple choice (method.md, downstream patterns)
 
 PatternKind = Literal["plain", "hard", "unified"]

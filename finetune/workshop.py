@@ -8,7 +8,7 @@ import torch
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
-from corpora.tokenizer import Tokenizer
+from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.datasets import LabelledRow, TaskData, load_task
 from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
@@ -203,7 +203,7 @@ class Workshop:
     def label_words(self, cell: Cell) -> list[str]:
         """Words of the labels, for the row: the verbalizer, or letters where each row has options of its own."""
         task = self.task(cell.task)
-        return list(task.verbalizer) or [chr(ord("A") + i) for i in range(task.max_options)]
+        return list(task.verbalizer) or list(LETTERS[: task.max_options])
 
     def forget_task(self, name: str) -> None:
         """Let go of a task's rendered rows."""

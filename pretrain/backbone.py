@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from corpora.common.errors import MachineError, UserError
+from corpora.common.hub import hub_reachable
 from corpora.tokenizer import Tokenizer
 from pretrain.fingerprint import files_fingerprint, tensors_fingerprint
 
@@ -166,22 +167,31 @@ def load_backbone(
 
     Raises:
         UserError: nothing is there, it is of a family that is not supported, or weights are missing or spoilt.
-        MachineError: memory does not suffice, or a file may not be read.
+        MachineError: memory does not suffice, a file may not be read, or the hub cannot be reached.
     """
     from transformers import AutoConfig, MT5ForConditionalGeneration, T5ForConditionalGeneration
 
     name = str(name_or_path)
     if dtype not in DTYPES:
         raise UserError(f'dtype is "{dtype}"; expected one of {", ".join(DTYPES)}')
-    with _reasons(f"cannot load the backbone {name}; expected a folder or hub name of a T5 or mT5"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    offline = not Path(name).is_dir() and not hub_reachable()
+    # `runs/backbone` beside a folder `runs` is a mistyped path; `google/t5-v1_1-small` is none.
+    hub_only = offline and name.count("/") == 1 and name[0] not in "/.~" and not Path(name).parent.exists()
+    with _reasons(
+        f"cannot load the backbone {name}; expected a folder or hub name of a T5 or mT5", offline, hub_only
+    ):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
     if config.model_type not in FAMILIES:
         known = "; ".join(f"{family} ({members})" for family, members in FAMILIES.items())
         raise UserError(f'the backbone {name} is a "{config.model_type}"; supported: {known}')
     kind = MT5ForConditionalGeneration if config.model_type == "mt5" else T5ForConditionalGeneration
-    with _reasons(f"cannot load the weights of the backbone {name}"), _quiet():
+    with _reasons(f"cannot load the weights of the backbone {name}", offline, hub_only), _quiet():
         model, info = kind.from_pretrained(
-            name, dtype=DTYPES[dtype], trust_remote_code=False, output_loading_info=True
+            name,
+            dtype=DTYPES[dtype],
+            trust_remote_code=False,
+            output_loading_info=True,
+            local_files_only=offline,
         )
     if info["missing_keys"]:  # transformers would leave them random
         missing = sorted(info["missing_keys"])
@@ -194,14 +204,22 @@ def load_backbone(
 
 
 @contextlib.contextmanager
-def _reasons(what: str) -> Iterator[None]:
-    """Turn what libraries raise while they load into one line."""
+def _reasons(what: str, offline: bool = False, hub_only: bool = False) -> Iterator[None]:
+    """Turn what libraries raise while they load into one line.
+
+    Args:
+        what: what failed.
+        offline: the name is no folder and the hub cannot be reached.
+        hub_only: so it is, and the name can hardly be meant as a folder: the machine is at fault, not the user.
+    """
     try:
         yield
     except Exception as error:  # transformers, safetensors and torch.load raise kinds of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         machine = isinstance(error, MemoryError | torch.OutOfMemoryError | PermissionError)
-        raise (MachineError if machine else UserError)(f"{what} ({reason})") from error
+        if offline and isinstance(error, OSError):
+            reason = "there is no such folder, and the hub cannot be reached"
+        raise (MachineError if machine or hub_only else UserError)(f"{what} ({reason})") from error
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from finetune.datasets import load_task
 from finetune.task import Task
 
@@ -190,3 +190,27 @@ def test_real_sets_are_read_whole(name: str, real_data: Path) -> None:
                 "ocnli": 2950, "c3": 3816, "tnews": 2010}  # fmt: skip
     assert len(data.test) == expected[name]
     assert len({row.label for row in data.train}) == (len(task.verbalizer) or 4)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "csv.gz"])
+def test_a_line_that_is_not_utf8_is_named_with_file_and_number(tmp_path: Path, ending: str) -> None:
+    task = make(tmp_path, PAIR, pairs(3), pairs(3, 100))
+    (tmp_path / "train.jsonl").unlink()
+    lines = [json.dumps(r) for r in pairs(5)] if ending == "jsonl" else ["one,two,label", *(f"a{i},b,no" for i in range(4))]  # fmt: skip
+    data = (
+        "\n".join([*lines, '{"one": "@", "two": "b", "label": 0}' if ending == "jsonl" else "@,b,no"]) + "\n"
+    )
+    raw = data.encode().replace(b"@", b"caf\xe9")
+    (tmp_path / f"train.{ending}").write_bytes(gzip.compress(raw) if ending.endswith("gz") else raw)
+    with pytest.raises(UserError, match=rf"train\.{ending} line 6: not UTF-8$"):
+        load_task(task, None)
+
+
+def test_a_hub_that_cannot_be_reached_is_the_machines_fault_and_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.datasets.hub_reachable", lambda: False)
+    far = tmp_path / "task.yaml"
+    far.write_text(yaml.safe_dump({**PAIR, "hub": {"path": "nobody/nothing_of_this_name"}}))
+    with pytest.raises(MachineError, match=r"the hub cannot be reached.*nobody/nothing_of_this_name"):
+        load_task(Task.load(far), None)

@@ -79,3 +79,21 @@ def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(MachineError, match=r"cannot write .*results.jsonl: no space left"):
         results.add([row(0.3)])
     assert len(calls) == 2 and results.path.read_bytes() == before
+
+
+def test_files_of_a_cell_that_is_chosen_no_longer_go_with_its_test_score(tmp_path: Path) -> None:
+    def files(cell: str) -> tuple[Path, Path]:
+        return tmp_path / "predictions" / f"{cell}.jsonl", tmp_path / "prompts" / cell / "prompt.json"
+
+    old, new, other = row(0.3, chosen=True), row(1.0, dev=0.7, chosen=True), row(0.1, seed=1, chosen=True)
+    for path in (path for found in (old, new, other) for path in files(found["cell"])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    results = Results(tmp_path)
+    results.add([old, other])
+    results.add([new])
+    assert not files(old["cell"])[0].exists() and not files(old["cell"])[1].parent.exists()
+    assert all(path.exists() for found in (new, other) for path in files(found["cell"]))
+    files(old["cell"])[0].write_text("x")  # as a kill between the two leaves it
+    Results(tmp_path)
+    assert not files(old["cell"])[0].exists() and files(new["cell"])[0].exists()

@@ -11,6 +11,7 @@ import pytest
 
 from corpora.common.errors import UserError
 from finetune.fewshot import run_fewshot
+from pretrain.checkpoint import run_lock
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,10 @@ def test_a_prompt_of_another_format_or_tokenizer_is_refused_by_both_names(
     with pytest.raises(UserError, match=message):
         run_fewshot(settings)
     assert not Path(settings.out).exists()
+
+
+def test_a_second_job_in_the_folder_of_a_run_is_refused(small_run: Any) -> None:
+    settings = small_run(methods=["vanilla_pt"], seeds=[0])
+    with run_lock(Path(settings.out)), pytest.raises(UserError, match="another job is running"):
+        run_fewshot(settings)
+    assert not (Path(settings.out) / "results.jsonl").exists()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from corpora.tokenizer import Tokenizer
 from pretrain.backbone import Backbone, load_backbone
 from pretrain.batching import collate, example_losses
@@ -299,3 +299,16 @@ def test_code_beside_the_weights_is_never_run(folders: dict[str, Path], tmp_path
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
     with pytest.raises(UserError):
         load_backbone(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("nobody/none", MachineError), ("here/none", UserError), ("./nobody/none", UserError)]
+)
+def test_without_a_network_a_hub_name_is_the_machines_fault_and_a_mistyped_path_the_users(
+    name: str, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr("pretrain.backbone.hub_reachable", lambda: False)
+    with pytest.raises(kind, match=f"cannot load the backbone {name}.*the hub cannot be reached"):
+        load_backbone(name)
