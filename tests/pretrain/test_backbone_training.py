@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(backbone_files, "save_file", full)
-    with pytest.raises(MachineError, match="No space left"):
+    with pytest.raises(MachineError, match="no space left on device"):
         train_backbone(settings(tmp_path / "run", tokenizer_dir, text_file, save_every=2))
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 

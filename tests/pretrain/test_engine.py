@@ -16,6 +16,7 @@ import pretrain.engine as engine
 from corpora.common.errors import MachineError, Stopped, UserError
 from pretrain.artifact import load_prompt
 from pretrain.backbone import load_backbone
+from pretrain.checkpoint import checkpoint_path
 from pretrain.engine import pretrain
 from pretrain.settings import ALL_FORMATS, PretrainSettings
 
@@ -125,14 +126,24 @@ def test_evaluation_scores_every_held_out_example_whatever_the_micro_batches(
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
 
 
+def learnt(run: PretrainSettings, at_least: float = 0.1) -> dict[str, torch.Tensor]:
+    """The prompts after the last step, which must have moved: two prompts that learnt nothing are equal, too."""
+    pretrain(run)
+    bank = load_file(checkpoint_path(run.out, run.steps) / "state.safetensors")["bank.prompts"]
+    start = run.model_copy(update={"out": Path(f"{run.out}-start"), "steps": 1, "export_step": 0})
+    pretrain(start)
+    rms = load_backbone(run.backbone).embedding_rms
+    found = dict(zip(run.formats, bank, strict=True))
+    for name, before in prompts(start.out).items():
+        assert float((found[name] - before).square().mean().sqrt()) > at_least * rms, name
+    return found
+
+
 def test_micro_batches_change_rounding_only(settings: Make) -> None:
-    found = []
-    for batch_tokens in (400, 100_000):
-        run = settings(
-            out=f"{settings().out}{batch_tokens}", batch_tokens=batch_tokens, steps=4, prompt_len=2
-        )
-        pretrain(run)
-        found.append(prompts(run.out))
+    found = [
+        learnt(settings(out=f"{settings().out}{tokens}", batch_tokens=tokens, steps=4, prompt_len=2))
+        for tokens in (400, 100_000)
+    ]
     for name in ALL_FORMATS:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
 
@@ -353,3 +364,13 @@ def test_the_schedule_is_written_with_every_row(settings: Make, schedule: str) -
         "rsqrt": [0.5, 0.5 / 2**0.5, 0.5 / 3**0.5, 0.25], "constant": [0.5] * 4, "linear": [0.5, 0.375, 0.25, 0.125],
     }  # fmt: skip
     assert rates == pytest.approx(expected[schedule])
+
+
+def test_prompts_that_get_no_gradient_end_the_run_by_name(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weight decay moves them all the same."""
+    real = engine.example_losses
+    monkeypatch.setattr(engine, "example_losses", lambda *arguments: real(*arguments) * 0.0)
+    with pytest.raises(UserError, match="prompt unified does not train: its gradient has been zero"):
+        pretrain(settings(steps=8, formats=["unified"], weight_decay=0.1))
