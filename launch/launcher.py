@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from corpora.common.errors import MachineError, Stopped, UserError, nearest
 from corpora.common.progress import say
 from corpora.common.settings import load_settings
@@ -164,7 +166,8 @@ def start_launcher(
     if no_gpu and processes is not None and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
     command += [*flags, str(script), *arguments]
-    child = subprocess.Popen(command, env=environment)
+    # In a session of its own: Ctrl-C then reaches this process alone, which passes it on in the way below.
+    child = subprocess.Popen(command, env=environment, start_new_session=True)
     with _pass_signals_on(child, script) as stopped:
         code = child.wait()
     if stopped() and code not in (0, 1, 2, Stopped.exit_code):
@@ -194,15 +197,13 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _pass_signals_on(child: subprocess.Popen[bytes], script: Path) -> Iterator[Callable[[], bool]]:
-    """Send SIGTERM and SIGINT to the training processes themselves.
+    """Send SIGTERM, SIGINT and SIGHUP to the training processes themselves, as SIGTERM.
 
     The launcher would die of the first and leave them running, and would answer 1 where they say 75.
 
     Yields:
         A function that says whether a signal came.
     """
-    import psutil
-
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -218,9 +219,12 @@ def _pass_signals_on(child: subprocess.Popen[bytes], script: Path) -> Iterator[C
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGTERM)
         if not workers:  # nothing is training yet
-            child.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    }
     try:
         yield lambda: bool(received)
     finally:

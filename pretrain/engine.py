@@ -211,8 +211,9 @@ def _train_step(
         (losses_B * batch.example_weights_B).sum().backward()
         if work.counts:
             with torch.no_grad():
-                labels = batch.labels_B.tolist()
-                own_B = label_losses(logits_BTV, work, job.renderer.groups, labels)
+                own_B = losses_B.float()
+                if settings.count == "all":
+                    own_B = label_losses(logits_BTV, work, job.renderer.groups, batch.labels_B.tolist())
                 right_B = right_answers(logits_BTV, work, job.renderer.groups, batch)
                 rows_BS = torch.stack([own_B, right_B.float(), losses_B.float(), torch.ones_like(own_B)], 1)
                 sums_KS.index_add_(0, torch.from_numpy(work.groups).to(processes.device), rows_BS)
