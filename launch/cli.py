@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
-from corpora.common.errors import PPTError
-from corpora.common.progress import console
+from corpora.common.errors import Stopped
+from launch.exits import ENDINGS, end
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -303,16 +304,18 @@ def prompts_import(
 
 
 def main() -> None:
-    """Run a command; what a user can cause ends in one line and an exit code."""
+    """Run a command; what a user or the machine can cause ends in one line and an exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # jobs that checkpoint take the signals over
+        signal.signal(number, _stop)
     try:
         app(args=_several_texts(sys.argv[1:]))
-    except PPTError as error:
-        _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end("interrupted; the same command goes on from what is finished", 130)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _end(place + (error.strerror or str(error)).lower(), 1)
+    except ENDINGS as error:
+        sys.exit(end(error))
+
+
+def _stop(number: int, frame: object) -> None:
+    # Not KeyboardInterrupt, which typer would turn into exit code 1.
+    raise Stopped("stopped; the same command goes on from what is finished")
 
 
 def _several_texts(arguments: list[str]) -> list[str]:
@@ -326,8 +329,3 @@ def _several_texts(arguments: list[str]) -> list[str]:
             found.append("--text")
         found.append(argument)
     return found
-
-
-def _end(reason: str, code: int) -> NoReturn:
-    console().print(f"ppt: {reason}", style="bold red" if console().is_terminal else None, markup=False)
-    sys.exit(code)

@@ -81,7 +81,8 @@ def save_model(model: Any, folder: Path, dtype: str) -> None:
     }
     _save_tensors(tensors, folder / "model.safetensors")
     fields = json.loads(model.config.to_json_string(use_diff=False))
-    fields.pop("transformers_version", None)
+    for name in ("transformers_version", "_name_or_path"):  # the second is a folder of one machine
+        fields.pop(name, None)
     fields["architectures"] = [type(model).__name__]
     fields["tie_word_embeddings"] = is_tied(model)  # what T5Config reads its output scaling from
     fields["dtype"] = dtype

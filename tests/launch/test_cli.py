@@ -162,3 +162,24 @@ def test_text_takes_several_sources_as_a_shell_gives_them(
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert '"documents": 400' in (out / "store" / "manifest.json").read_text()
+
+
+def test_asked_to_end_a_build_stops_with_75_and_the_same_command_goes_on(
+    tmp_path: Path, pocket_docs: list[list[str]], tokenizer_dir: Path
+) -> None:
+    import signal
+
+    text = tmp_path / "long.txt"
+    text.write_text("\n\n".join("\n".join(document) for document in pocket_docs * 100))
+    command = [
+        PPT, "corpora", "build", "--text", str(text), "--tokenizer", str(tokenizer_dir),
+        "--out", str(tmp_path / "o"), "--formats", "sentence_pair",
+    ]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "o").exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    errors = child.communicate(timeout=120)[1]
+    assert child.returncode == 75, errors
+    assert "the same command goes on" in errors and "Traceback" not in errors
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
