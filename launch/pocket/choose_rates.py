@@ -18,7 +18,7 @@ from launch.pocket.tasks import DEMO_TASKS
 SEED = 77
 RATES = (0.3, 1.0)
 FT_RATES = (3e-4, 1e-3)
-METHODS = ("ft", "vanilla_pt", "ppt", "hybrid_ppt")
+METHODS = ("ft", "vanilla_pt", "lm_adaption", "ppt", "hybrid_ppt")
 SEEDS = (100, 101)
 
 
