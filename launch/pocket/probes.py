@@ -105,8 +105,8 @@ def accuracy(
     return right / len(pages)
 
 
-def probe(folder: str | Path, n: int = 100) -> dict[str, tuple[float, float]]:
-    """Accuracy of each kind (with its instruction, without) of a saved backbone."""
+def probe(folder: str | Path, n: int = 100, names: tuple[str, ...] = ()) -> dict[str, tuple[float, float]]:
+    """Accuracy of each kind, or of the named ones (with its instruction, without) of a saved backbone."""
     from transformers import T5ForConditionalGeneration
 
     from corpora.tokenizer import Tokenizer
@@ -115,6 +115,8 @@ def probe(folder: str | Path, n: int = 100) -> dict[str, tuple[float, float]]:
     tokenizer = Tokenizer.load(str(folder))
     found = {}
     for name, pages in probe_pages(n).items():
+        if names and name not in names:
+            continue
         bare = [without_instruction(page) for page in pages]
         found[name] = (accuracy(model, tokenizer, pages), accuracy(model, tokenizer, bare))
     return found

@@ -19,19 +19,15 @@ MOST_BYTES = 8_000_000
 @pytest.mark.parametrize(("folder", "stage"), [(BACKBONE, "backbone"), (LM_BACKBONE, "lm_adapted")])
 def test_the_shipped_weights_are_small_and_made_by_the_committed_recipe(folder: Path, stage: str) -> None:
     assert (folder / "model.safetensors").stat().st_size <= MOST_BYTES
-    made = read_json(folder / "manifest.json")["settings"]
+    manifest = read_json(folder / "manifest.json")
+    made = manifest["settings"]
     asked = train_settings(Path("out"), read_yaml(RECIPE), stage).model_dump(mode="json")
-    for name in (
-        "shape",
-        "mixture",
-        "loss_weights",
-        "steps",
-        "batch_tokens",
-        "learning_rate",
-        "seed",
-        "save_dtype",
-    ):
-        assert made[name] == asked[name], name
+    paths = {"text", "cloze", "tokenizer", "init"}  # relative to the run's folder in what is shipped
+    assert {name: asked[name] for name in made if name not in paths} == {
+        name: value for name, value in made.items() if name not in paths
+    }
+    assert manifest["save_dtype"] == asked["save_dtype"] == "bfloat16"
+    assert "/tmp" not in str(manifest)
 
 
 @pytest.mark.parametrize("folder", [BACKBONE, LM_BACKBONE])
@@ -42,12 +38,15 @@ def test_every_word_of_the_world_is_one_piece(folder: Path) -> None:
     ] == []
 
 
-def test_the_backbone_holds_the_abilities_and_leaves_a_prompt_room() -> None:
-    found = probe(BACKBONE, n=30)
-    chance = {"pair": 0.5, "choice2": 0.5, "choice4": 0.25, "choice6": 0.17, "words": 0.2, "single": 0.2}
-    for look, by_chance in chance.items():
-        told = [with_it for name, (with_it, _) in found.items() if name.startswith(look + " ")]
-        assert sum(told) / len(told) > by_chance + 0.2, look
-    bare = [without for _, without in found.values()]
-    told = [with_it for with_it, _ in found.values()]
-    assert sum(told) / len(told) > sum(bare) / len(bare) + 0.05
+LEAST = {  # what docs/pocket.md says it knows, less the noise of 30 pages; the rest is near chance and is not promised
+    "pair person": 0.9, "pair persons": 0.9, "pair apart": 0.85, "pair together": 0.5,
+    "choice2 person": 0.9, "choice4 person": 0.75, "choice2 repeat": 0.85, "words thing": 0.9,
+    "single thing": 0.9, "single human": 0.9, "single about": 0.9, "single who": 0.9,
+}  # fmt: skip
+
+
+def test_the_backbone_holds_its_abilities_and_leaves_a_prompt_room() -> None:
+    found = probe(BACKBONE, n=30, names=tuple(LEAST))
+    assert {name: told for name, (told, _) in found.items() if told < LEAST[name]} == {}
+    gaps = [told - bare for told, bare in found.values()]
+    assert sum(gaps) / len(gaps) > 0.2
