@@ -85,7 +85,6 @@ def test_every_epoch_holds_every_example_once_and_the_last_batch_is_kept() -> No
         assert sorted(np.concatenate(steps[3 * epoch : 3 * epoch + 3])) == list(range(21))
 
 
-@pytest.mark.defect(4)
 def test_the_order_is_new_in_every_epoch_and_under_every_seed() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
         steps = batches(32, 16, 5, seed, "t")

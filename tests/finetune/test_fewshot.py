@@ -28,6 +28,33 @@ def comparable(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.defect(4)
+def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
+    small_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The released code scores test at every dev evaluation, for every rate."""
+    import finetune.full_tuning
+    import finetune.jobs
+    import finetune.tune
+
+    scored: dict[str, list[bytes]] = {"tuning": [], "end": []}
+
+    def counting(when: str, real: Any) -> Any:
+        def score(backbone: Any, verbalizer: Any, items: Any, *rest: Any, **options: Any) -> Any:
+            scored[when] += [item.input_ids.tobytes() for item in items]
+            return real(backbone, verbalizer, items, *rest, **options)
+
+        return score
+
+    for module, when in ((finetune.tune, "tuning"), (finetune.full_tuning, "tuning"), (finetune.jobs, "end")):
+        monkeypatch.setattr(module, "score_items", counting(when, module.score_items))
+    settings = small_run(methods=["ft", "vanilla_pt", "ppt"], processes=1)
+    rows = read_rows(run_fewshot(settings))
+    chosen = [row for row in rows if row["chosen"]]
+    assert len(chosen) == 3 * len(settings.seeds) < len(rows)
+    assert len(scored["end"]) == sum(row["n_test"] for row in chosen)
+    assert scored["tuning"] and not set(scored["tuning"]) & set(scored["end"])
+
+
 @pytest.mark.defect(11)
 def test_every_method_on_every_format_gives_chosen_rows_with_one_test_score(
     small_run: Any, task_files: dict[str, str]
