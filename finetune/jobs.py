@@ -152,6 +152,8 @@ def _keep(workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome, scor
     row["test"] = scores.accuracy
     row["test_loss"] = scores.loss
     row["test_vocabulary"] = scores.vocabulary_accuracy
+    # A row's own options may be fewer than the task's most; those it lacks score minus infinity.
+    row["test_chance"] = float(np.mean(1 / (~np.isneginf(scores.log_probs)).sum(axis=1)))
     if "macro_f1" in task.also:
         row["test_f1"] = scores.macro_f1
     out = Path(settings.out)

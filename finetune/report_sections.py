@@ -141,12 +141,8 @@ def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> 
 
 
 def _chance(rows: list[Row]) -> dict[str, float]:
-    """Task -> accuracy of guessing uniformly, where the rows list their labels."""
-    return {
-        str(row["task"]): 1 / len(row["verbalizer"])
-        for row in rows
-        if isinstance(row.get("verbalizer"), list)
-    }
+    """Task -> accuracy of guessing uniformly among each test row's own labels, where the rows say it."""
+    return {str(row["task"]): float(row["test_chance"]) for row in rows if "test_chance" in row}
 
 
 def warnings_of(

@@ -75,6 +75,7 @@ def test_every_method_on_every_format_gives_chosen_rows_with_one_test_score(
             assert chosen == [best]
             assert 0 <= best["test"] <= 1 and 0 <= best["test_vocabulary"] <= best["test"] + 1e-9
             assert ("test_f1" in best) == (task == "pair")
+            assert 0.1 <= best["test_chance"] <= 0.5
             lines = (out / "predictions" / f"{best['cell']}.jsonl").read_text().splitlines()
             assert len(lines) == best["n_test"] == 13
             found = [json.loads(line) for line in lines]
