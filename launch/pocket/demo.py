@@ -110,6 +110,12 @@ def fewshot_values(
     }
 
 
+def main_table(markdown: str) -> str:
+    """The lines of a report's first table of results: what fits a terminal."""
+    section = markdown.partition("## Test accuracy")[2].partition("\n## ")[0]
+    return "\n".join(line for line in section.splitlines() if line.startswith("|"))
+
+
 def run_demo(out: Path, full: bool = False) -> None:
     """Run every stage; what an earlier start finished is not done again.
 
@@ -149,5 +155,5 @@ def run_demo(out: Path, full: bool = False) -> None:
         )
     total = sum(stages.seconds.values())
     write_json(out / "summary.json", {"seconds": stages.seconds, **made.summary})
-    say(made.text)
+    say(main_table(made.text))
     say(f"report: {out / 'report.html'}; numbers: {out / 'summary.json'}; {total:.0f} s in all")

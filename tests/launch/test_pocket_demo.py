@@ -47,3 +47,5 @@ def test_a_tiny_demo_goes_from_the_world_to_a_summary(
             assert len(summary["tasks"][task][method]["scores"]) == 2
     assert set(summary["methods"]) == {"vanilla_pt", "ppt"}
     assert (tmp_path / "report.html").exists()
+    table = demo.main_table((tmp_path / "report.md").read_text(encoding="utf-8"))
+    assert "Vanilla PT" in table and "PPT" in table and "Settings" not in table
