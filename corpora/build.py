@@ -29,7 +29,7 @@ from corpora.common.files import (
 )
 from corpora.common.progress import say
 from corpora.common.settings import Settings
-from corpora.documents import Counts, Source, find_sources, read_documents
+from corpora.documents import Counts, Source, find_sources, not_strict, read_documents
 from corpora.draws import draw
 from corpora.formats import FORMATS
 from corpora.labeller import Labeller
@@ -67,7 +67,7 @@ class BuildSettings(LabelSettings):
     validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
     seed: int = 0
     keep_text: bool = True  # beside the token ids
-    strict: bool = False  # a bad record ends the build
+    strict: bool = False  # a bad record ends the build, also one that a finished store left out
     part_chars: int = Field(default=4_000_000, ge=1)  # characters of text in a part, the unit of resuming
 
     @field_validator("formats")
@@ -249,11 +249,30 @@ def _store(settings: BuildSettings, sources: list[Source], tokenizer: Tokenizer,
     _remove(parts)
     store = SentenceStore.open(out / "store")
     manifest = store.manifest
+    if settings.strict and manifest["dropped_places"]:
+        raise not_strict(*_first_dropped(sources, manifest["dropped_places"]))
     say(
         f"store: {store.n_docs:,} documents, {store.n_units:,} {manifest['unit']}, {manifest['tokens']:,} tokens; "
         f"dropped: {', '.join(f'{n} {reason}' for reason, n in manifest['dropped'].items()) or 'nothing'}"
     )
     return store
+
+
+def _first_dropped(sources: list[Source], places: dict[str, list[str]]) -> tuple[str, str]:
+    """The first bad record that a store's manifest remembers: its place, by the path given now, and its fault.
+
+    The manifest has names without folders; where two sources share one, it stays a name.
+    """
+    paths: dict[str, list[str]] = {}  # in the order of reading
+    for source in sources:
+        paths.setdefault(Path(source.name).name, []).append(source.name)
+    found = []
+    for reason, (first, *_) in places.items():
+        name, unit, number = first.rsplit(" ", 2)
+        found.append((list(paths).index(name), int(number), unit, reason))
+    index, line, unit, reason = min(found)
+    name, among = list(paths.items())[index]
+    return f"{among[0] if len(among) == 1 else name} {unit} {line}", reason
 
 
 def _warn(store: SentenceStore, labeller: Labeller | None) -> None:

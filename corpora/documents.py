@@ -167,11 +167,14 @@ def read_documents(
                     counts.documents += 1
                     yield Document(source.name, number, text)
                 elif strict:
-                    raise UserError(
-                        f"{source.name} {unit} {number}: {text.reason}; --strict allows no such record"
-                    )
+                    raise not_strict(f"{source.name} {unit} {number}", text.reason)
                 else:
                     counts.drop(text.reason, f"{Path(source.name).name} {unit} {number}")
+
+
+def not_strict(place: str, reason: str) -> UserError:
+    """What `strict` says of a record that cannot be used."""
+    return UserError(f"{place}: {reason}; --strict allows no such record")
 
 
 @contextlib.contextmanager

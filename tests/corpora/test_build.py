@@ -101,6 +101,28 @@ def test_bad_records_are_counted_in_the_manifest_with_their_place_and_the_build_
     assert not (tmp_path / "strict").exists()
 
 
+def test_strict_refuses_a_finished_store_that_left_bad_records_out_with_the_line_that_reading_gives(
+    settings_of: Callable[..., BuildSettings], tree: Tree, tmp_path: Path, pocket_docs: list[list[str]]
+) -> None:
+    lines = [json.dumps({"text": "\n".join(document)}) for document in pocket_docs]
+    good, bad, worse = (tmp_path / name for name in ("z good.jsonl", "m bad.jsonl", "a.jsonl"))
+    good.write_text("\n".join(lines))
+    bad.write_text("\n".join([*lines[:11], "{broken", '{"text": ""}']))
+    worse.write_text("5\n")
+    shared = {"text": [str(good), str(bad), str(worse)], "formats": ["sentence_pair"], "labeller": None}
+    with pytest.raises(UserError) as fresh:
+        build(settings_of("fresh", strict=True, **shared))
+    assert str(fresh.value) == f"{bad} line 12: not valid JSON; --strict allows no such record"
+    out = build(settings_of("build", **shared))
+    before = tree(out)
+    with pytest.raises(UserError) as finished:
+        build(settings_of("build", strict=True, **shared))
+    assert (str(finished.value), finished.value.exit_code) == (str(fresh.value), 2)
+    assert tree(out) == before
+    build(settings_of("good", **shared | {"text": [str(good)]}))
+    build(settings_of("good", strict=True, **shared | {"text": [str(good)]}))
+
+
 def test_text_without_a_document_is_an_error_that_says_why_and_leaves_nothing(
     settings_of: Callable[..., BuildSettings], tmp_path: Path
 ) -> None:
