@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from corpora.formats import Verbalizer
 from finetune.inputs import Item
 from pretrain.backbone import Backbone
-from pretrain.batching import micro_batches
+from pretrain.batching import micro_batches, pad_inputs
 from pretrain.prompts import insert_prompts
 
 FloatArray = NDArray[np.float64]
@@ -117,14 +117,8 @@ def _encode(
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Encoder output and mask of a padded batch, prompts included: [B, P + L, D], [B, P + L]."""
-    longest = max(len(item.input_ids) for item in items)
-    ids = np.full((len(items), longest), backbone.pad_id, dtype=np.int64)
-    mask = np.zeros((len(items), longest), dtype=np.int64)
-    for row, item in enumerate(items):
-        ids[row, : len(item.input_ids)] = item.input_ids
-        mask[row, : len(item.input_ids)] = 1
-    embeds_BLD = backbone.embed(torch.from_numpy(ids).to(device))
-    mask_BL = torch.from_numpy(mask).to(device)
+    ids_BL, mask_BL = pad_inputs([item.input_ids for item in items], backbone.pad_id)
+    embeds_BLD, mask_BL = backbone.embed(ids_BL.to(device)), mask_BL.to(device)
     if prompts_KPD is not None:
         ids_B = torch.from_numpy(prompt_ids).to(device)
         embeds_BLD, mask_BL = insert_prompts(prompts_KPD, embeds_BLD, mask_BL, ids_B)

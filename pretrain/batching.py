@@ -47,6 +47,30 @@ class Batch:
         return Batch(**moved)
 
 
+def pad_inputs(inputs: Sequence[IntArray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put encoder inputs of several lengths into one tensor.
+
+    Args:
+        inputs: B arrays of ids, at least one.
+        pad_id: id of padding.
+
+    Returns:
+        [B, L] int64 ids, padded at the end, and [B, L] bool, true where an id stands; on the CPU.
+
+    Raises:
+        ValueError: no inputs.
+    """
+    if not inputs:
+        raise ValueError("a batch needs at least one example")
+    longest = max(map(len, inputs))
+    ids = np.full((len(inputs), longest), pad_id, dtype=np.int64)
+    mask = np.zeros((len(inputs), longest), dtype=bool)
+    for row, own in enumerate(inputs):
+        ids[row, : len(own)] = own
+        mask[row, : len(own)] = True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
 def collate(
     examples: Sequence[Example | IntArray],
     prompt_ids: Sequence[int],
@@ -74,24 +98,19 @@ def collate(
     Raises:
         ValueError: no examples, or a target in which no position counts.
     """
-    if not examples:
-        raise ValueError("a batch needs at least one example")
+    inputs = [example.input_ids if isinstance(example, Example) else example for example in examples]
+    input_ids_BL, mask_BL = pad_inputs(inputs, pad_id)
     shortest, counted_from = min(map(len, target_ids)), 0 if count == "all" else 1
     if shortest <= counted_from:
         raise ValueError(
             f"a target has {shortest} ids; with count {count} it needs {counted_from + 1} or more"
         )
-    inputs = [example.input_ids if isinstance(example, Example) else example for example in examples]
     labels = [example.label if isinstance(example, Example) else -1 for example in examples]
-    n, longest, targets = len(inputs), max(map(len, inputs)), max(map(len, target_ids))
-    input_ids = np.full((n, longest), pad_id, dtype=np.int64)
-    mask = np.zeros((n, longest), dtype=bool)
+    n, targets = len(inputs), max(map(len, target_ids))
     decoder_ids = np.full((n, targets), pad_id, dtype=np.int64)
     wanted = np.full((n, targets), pad_id, dtype=np.int64)
     weights = np.zeros((n, targets), dtype=np.float32)
-    for row, (ids, target) in enumerate(zip(inputs, target_ids, strict=True)):
-        input_ids[row, : len(ids)] = ids
-        mask[row, : len(ids)] = True
+    for row, target in zip(range(n), target_ids, strict=True):
         decoder_ids[row, 0] = start_id
         decoder_ids[row, 1 : len(target)] = target[:-1]
         wanted[row, : len(target)] = target
@@ -100,8 +119,8 @@ def collate(
         np.ones(n, dtype=np.float32) if example_weights is None else np.asarray(example_weights, np.float32)
     )
     return Batch(
-        input_ids_BL=torch.from_numpy(input_ids),
-        mask_BL=torch.from_numpy(mask),
+        input_ids_BL=input_ids_BL,
+        mask_BL=mask_BL,
         prompt_ids_B=torch.from_numpy(np.asarray(prompt_ids, np.int64)),
         decoder_ids_BT=torch.from_numpy(decoder_ids),
         target_ids_BT=torch.from_numpy(wanted),
