@@ -101,11 +101,6 @@ def as_text(build: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show(folder: str | Path, n: int = 5, seed: int = 0) -> str:
-    """`describe` as text."""
-    return as_text(describe(folder, n, seed))
-
-
 def _readable(ids: np.ndarray, tokenizer: Tokenizer) -> str:
     """Ids as text with the mask marked."""
     mask = tokenizer.sentinel(0)

@@ -17,7 +17,7 @@ U counts units and D documents. The last three files are absent where the text i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import numpy.typing as npt
 import zstandard
 
 from corpora.common.errors import UserError
-from corpora.common.files import atomic_folder, read_manifest, write_manifest
+from corpora.common.files import read_manifest
 from corpora.tokenizer import Tokenizer
 
 TEXT_BLOCK = 32_768  # characters after which a text block is closed
@@ -279,23 +279,3 @@ def store_manifest(
         **counts,
         **origin,
     }
-
-
-def write_store(
-    folder: str | Path, documents: Iterable[Sequence[str]], tokenizer: Tokenizer, keep_text: bool = True
-) -> SentenceStore:
-    """Write a small store from units at hand, in one go (`corpora.build` makes large ones).
-
-    Args:
-        folder: where to; must not exist.
-        documents: units of each document.
-        tokenizer: what turns them into ids.
-        keep_text: whether to keep the text.
-    """
-    writer = StoreWriter(tokenizer.dtype, keep_text)
-    for texts in documents:
-        writer.add(texts, tokenizer.encode(list(texts)))
-    with atomic_folder(folder) as partial:
-        counts = writer.write(partial)
-        write_manifest(partial, "store", store_manifest(tokenizer, counts, keep_text))
-    return SentenceStore.open(folder)

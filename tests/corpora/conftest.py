@@ -14,9 +14,11 @@ import pytest
 
 from corpora.build import BuildSettings
 from corpora.common.errors import PPTError
-from corpora.common.files import hash_file
+from corpora.common.files import hash_file, write_manifest
 from corpora.common.rng import generator
 from corpora.labeller import train
+from corpora.store import SentenceStore, StoreWriter, store_manifest
+from corpora.tokenizer import Tokenizer
 
 NOBODY = 65534
 SAID = ("terrible awful", "bad poor", "so so", "good nice", "great superb")
@@ -98,6 +100,22 @@ def made_store() -> Callable[..., SimpleNamespace]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_store(tokenizer: Tokenizer) -> Callable[..., SentenceStore]:
+    """Write a small store from the units of some documents, without a build: `write_store(folder, documents)`."""
+
+    def write(folder: Path, documents: Sequence[Sequence[str]], keep_text: bool = True) -> SentenceStore:
+        writer = StoreWriter(tokenizer.dtype, keep_text)
+        for texts in documents:
+            writer.add(texts, tokenizer.encode(list(texts)))
+        folder.mkdir(parents=True)
+        counts = writer.write(folder)
+        write_manifest(folder, "store", store_manifest(tokenizer, counts, keep_text))
+        return SentenceStore.open(folder)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,7 @@ import pytest
 from corpora import labelling
 from corpora.labeller import Labeller, train
 from corpora.labelling import label_units
-from corpora.store import SentenceStore, write_store
-from corpora.tokenizer import Tokenizer
+from corpora.store import SentenceStore
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,10 @@ def labeller_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, pocket_docs: list[list[str]], tokenizer: Tokenizer) -> SentenceStore:
-    return write_store(tmp_path / "store", pocket_docs[:60], tokenizer)
+def store(
+    tmp_path: Path, pocket_docs: list[list[str]], write_store: Callable[..., SentenceStore]
+) -> SentenceStore:
+    return write_store(tmp_path / "store", pocket_docs[:60])
 
 
 def test_every_unit_gets_its_most_probable_class_and_that_probability(

@@ -9,7 +9,7 @@ from corpora.build import BuildSettings, build
 from corpora.common.errors import UserError
 from corpora.common.files import read_json, write_json
 from corpora.labeller import train
-from corpora.show import show
+from corpora.show import as_text, describe
 
 NOUNS = ("boat", "rose", "bread", "train", "water")
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path, tokenizer_
 def test_each_format_shows_label_counts_and_examples_with_the_mask(
     folder: Path, pocket_docs: list[list[str]]
 ) -> None:
-    text = show(folder, n=2)
+    text = as_text(describe(folder, n=2))
     assert f"store: {len(pocket_docs)} documents" in text and "from documents.txt" in text
     for block in text.split("\n\n")[1:]:
         name, *lines = block.strip().splitlines()
@@ -54,20 +54,20 @@ def test_each_format_shows_label_counts_and_examples_with_the_mask(
 
 
 def test_a_pair_is_shown_as_its_two_texts_in_full(folder: Path, pocket_docs: list[list[str]]) -> None:
-    block = show(folder, n=3).split("\n\n")[1]
+    block = as_text(describe(folder, n=3)).split("\n\n")[1]
     known = {unit for document in pocket_docs for unit in document}
     for line in block.splitlines()[4::2]:
         assert set(line.strip().split(" <X> ")) <= known
 
 
 def test_the_seed_chooses_the_examples(folder: Path) -> None:
-    assert show(folder, n=3, seed=1) == show(folder, n=3, seed=1) != show(folder, n=3, seed=2)
-    assert show(folder, n=100_000).count("(row ") > 1000  # more than there are is all of them
+    assert describe(folder, n=3, seed=1) == describe(folder, n=3, seed=1) != describe(folder, n=3, seed=2)
+    assert as_text(describe(folder, n=100_000)).count("(row ") > 1000  # more than there are is all of them
 
 
 def test_a_folder_that_is_no_build_or_not_finished_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no build"):
-        show(tmp_path)
+        describe(tmp_path)
     write_json(tmp_path / "manifest.json", {"kind": "build", "format_version": 1})
     with pytest.raises(UserError, match="not finished"):
-        show(tmp_path)
+        describe(tmp_path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from corpora import store as store_module
 from corpora.common.errors import UserError
 from corpora.common.files import read_json, write_json
-from corpora.store import SentenceStore, StoreWriter, join_parts, write_store
+from corpora.store import SentenceStore, StoreWriter, join_parts
 from corpora.tokenizer import Tokenizer
 
 
@@ -22,9 +23,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_store_gives_back_ids_texts_and_documents(
-    tmp_path: Path, pocket_docs: list[list[str]], tokenizer: Tokenizer, small_blocks: None
+    tmp_path: Path,
+    pocket_docs: list[list[str]],
+    tokenizer: Tokenizer,
+    write_store: Callable[..., SentenceStore],
+    small_blocks: None,
 ) -> None:
-    store = write_store(tmp_path / "store", pocket_docs, tokenizer)
+    store = write_store(tmp_path / "store", pocket_docs)
     flat = [unit for document in pocket_docs for unit in document]
     assert (store.n_docs, store.n_units) == (len(pocket_docs), len(flat))
     rng = np.random.default_rng(0)
@@ -40,9 +45,9 @@ def test_a_store_gives_back_ids_texts_and_documents(
 
 
 def test_ids_are_read_in_place_and_take_two_bytes_below_65537_ids(
-    tmp_path: Path, pocket_docs: list[list[str]], tokenizer: Tokenizer
+    tmp_path: Path, pocket_docs: list[list[str]], write_store: Callable[..., SentenceStore]
 ) -> None:
-    store = write_store(tmp_path / "store", pocket_docs, tokenizer)
+    store = write_store(tmp_path / "store", pocket_docs)
     ids = store.unit_ids(3)
     assert ids.dtype == np.uint16 and np.shares_memory(ids, store.tokens)
     assert not ids.flags.writeable and not ids.flags.owndata
@@ -114,9 +119,12 @@ def test_parts_joined_hold_what_one_writer_writes(
 
 
 def test_a_store_without_text_is_smaller_and_says_how_to_get_text(
-    tmp_path: Path, pocket_docs: list[list[str]], tokenizer: Tokenizer
+    tmp_path: Path,
+    pocket_docs: list[list[str]],
+    tokenizer: Tokenizer,
+    write_store: Callable[..., SentenceStore],
 ) -> None:
-    store = write_store(tmp_path / "store", pocket_docs, tokenizer, keep_text=False)
+    store = write_store(tmp_path / "store", pocket_docs, keep_text=False)
     assert not list((tmp_path / "store").glob("text*"))
     assert store.unit_ids(0).tolist() == tokenizer.encode([pocket_docs[0][0]])[0].tolist()
     with pytest.raises(UserError, match="keep_text: false"):
@@ -146,9 +154,9 @@ def test_a_large_store_opens_in_milliseconds(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_short_is_an_error_that_names_it(
-    tmp_path: Path, pocket_docs: list[list[str]], tokenizer: Tokenizer
+    tmp_path: Path, pocket_docs: list[list[str]], write_store: Callable[..., SentenceStore]
 ) -> None:
-    write_store(tmp_path / "store", pocket_docs, tokenizer)
+    write_store(tmp_path / "store", pocket_docs)
     path = tmp_path / "store" / "tokens.bin"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match=r"tokens\.bin has \d+ bytes, expected \d+"):
@@ -161,9 +169,12 @@ def test_a_file_cut_short_is_an_error_that_names_it(
 
 
 def test_the_manifest_names_the_tokenizer_by_fingerprint(
-    tmp_path: Path, pocket_docs: list[list[str]], tokenizer: Tokenizer
+    tmp_path: Path,
+    pocket_docs: list[list[str]],
+    tokenizer: Tokenizer,
+    write_store: Callable[..., SentenceStore],
 ) -> None:
-    write_store(tmp_path / "store", pocket_docs, tokenizer)
+    write_store(tmp_path / "store", pocket_docs)
     manifest = read_json(tmp_path / "store" / "manifest.json")
     assert manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint
     assert manifest["tokenizer"]["size"] == tokenizer.size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from corpora.common.errors import UserError
 from corpora.common.files import atomic_folder, manifest_hash
 from corpora.draws import draw
 from corpora.formats import FORMATS, render_pretraining
-from corpora.store import SentenceStore, write_store
+from corpora.store import SentenceStore
 from corpora.task_corpus import TaskCorpus, write_task_corpus
 from corpora.tokenizer import Tokenizer
 
@@ -36,11 +37,14 @@ def write(folder: Path, format: str, store: SentenceStore, **fields: object) -> 
 
 @pytest.fixture(scope="module")
 def build(
-    tmp_path_factory: pytest.TempPathFactory, pocket_docs: list[list[str]], tokenizer: Tokenizer
+    tmp_path_factory: pytest.TempPathFactory,
+    pocket_docs: list[list[str]],
+    tokenizer: Tokenizer,
+    write_store: Callable[..., SentenceStore],
 ) -> Path:
     folder = tmp_path_factory.mktemp("build")
     long = [" ".join(document) * (1 + k % 4) for k, document in enumerate(pocket_docs[:8])]
-    store = write_store(folder / "store", [*pocket_docs[:60], long], tokenizer)
+    store = write_store(folder / "store", [*pocket_docs[:60], long])
     tokenizer.save(folder / "tokenizer")
     for format in FORMATS:
         write(folder, format, store)
@@ -138,9 +142,10 @@ def test_a_corpus_of_another_store_or_vocabulary_is_refused(
     tmp_path: Path,
     pocket_docs: list[list[str]],
     tokenizer: Tokenizer,
+    write_store: Callable[..., SentenceStore],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_store(tmp_path / "store", pocket_docs[:10], tokenizer)
+    write_store(tmp_path / "store", pocket_docs[:10])
     (tmp_path / "unified").symlink_to(build / "unified")
     with pytest.raises(UserError, match="was drawn from store"):
         TaskCorpus.open(tmp_path, "unified")
