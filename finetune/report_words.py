@@ -12,34 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from corpora.common.errors import UserError
+from pretrain.prompts import word_pieces
 
 if TYPE_CHECKING:
     from corpora.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
-SENTINELS = 100  # of T5's layout
 TABLES = (
     "shared.weight",
     "encoder.embed_tokens.weight",
     "model.shared.weight",
     "decoder.embed_tokens.weight",
 )
-
-
-def words_of(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Ids and spellings of the pieces that are words or parts of words.
-
-    Left out: sentinels, padding, end, unknown, byte and control pieces (spelt `<...>`), and the bare space.
-    """
-    pieces = tokenizer.pieces(list(range(tokenizer.size)))
-    special = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id}
-    special.update(tokenizer.sentinel(i) for i in range(SENTINELS))
-    kept = [
-        (number, piece)
-        for number, piece in enumerate(pieces)
-        if number not in special and not (piece.startswith("<") and piece.endswith(">")) and piece.strip("▁ ")
-    ]
-    return np.array([number for number, _ in kept], dtype=np.int64), [piece for _, piece in kept]
 
 
 def nearest_words(
@@ -50,7 +34,7 @@ def nearest_words(
     Args:
         prompt_PD: [P, D] soft prompt.
         embeddings_VD: [V, D] the backbone's input embeddings; V may exceed the tokenizer's size (padding rows).
-        tokenizer: gives the pieces; sentinels and control pieces are left out.
+        tokenizer: gives the pieces; punctuation, sentinels and control pieces are left out.
         n: how many for each row.
 
     Returns:
@@ -69,7 +53,7 @@ def nearest_words(
         raise UserError(
             f"the backbone has {table.shape[0]} embeddings, the tokenizer {tokenizer.size} ids; use its own tokenizer"
         )
-    ids, pieces = words_of(tokenizer)
+    ids, pieces = word_pieces(tokenizer)
     cosine_PW = _unit(prompt) @ _unit(table[ids]).T
     order_PN = np.argsort(-cosine_PW, axis=1, kind="stable")[:, :n]
     return [[(pieces[j], float(cosine_PW[i, j])) for j in row] for i, row in enumerate(order_PN)]

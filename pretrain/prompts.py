@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.progress import say
-from corpora.tokenizer import LETTERS, Tokenizer
+from corpora.tokenizer import LETTERS, SPACE, Tokenizer
 from pretrain.backbone import Backbone
 
+MARKUP = re.compile(f"{SPACE}?<.*>")  # mT5 spells its sentinels with a space before them
 FREQUENT = 5000  # most frequent words that `vocabulary` samples from (Lester et al. 2021)
 HARDLY = 1e-4  # x embedding RMS; after three updates at the usual rates prompts have moved by 0.03 or more
 BETAS = (0.9, 0.999)  # of Adam; the released code leaves the library's defaults
@@ -43,18 +46,19 @@ def insert_prompts(
     return torch.cat([own_BPD, embeds_BLD], dim=1), torch.cat([ones_BP, mask_BL], dim=1)
 
 
-def _word_pieces(tokenizer: Tokenizer) -> np.ndarray:
-    """Ids of pieces that are words or parts of words, most frequent first, at most 5,000.
+def word_pieces(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Ids and spellings of the pieces that are words or parts of words, most frequent first.
 
-    Sentencepiece orders its pieces by falling probability, so low ids are the frequent ones.
+    Left out: punctuation, the bare space, padding, end, unknown, and what is spelt `<...>` (sentinels, bytes,
+    control pieces). Sentencepiece orders its pieces by falling probability, so low ids are the frequent ones.
     """
-    pieces = tokenizer.pieces(range(tokenizer.size))
-    known = [
-        number
-        for number, piece in enumerate(pieces)
-        if not (piece.startswith("<") and piece.endswith(">")) and any(map(str.isalnum, piece))
+    special = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.unk_id}
+    words = [
+        (number, piece)
+        for number, piece in enumerate(tokenizer.pieces(range(tokenizer.size)))
+        if number not in special and any(map(str.isalnum, piece)) and not MARKUP.fullmatch(piece)
     ]
-    return np.array(known[:FREQUENT], dtype=np.int64)
+    return np.array([number for number, _ in words], dtype=np.int64), [piece for _, piece in words]
 
 
 def _embedding_rows(backbone: Backbone, ids: np.ndarray) -> torch.Tensor:
@@ -72,7 +76,7 @@ def _normal(
 def _vocabulary(
     backbone: Backbone, tokenizer: Tokenizer, prompt_len: int, rng: np.random.Generator, words: Sequence[str]
 ) -> torch.Tensor:
-    known = _word_pieces(tokenizer)
+    known = word_pieces(tokenizer)[0][:FREQUENT]
     return _embedding_rows(backbone, rng.choice(known, size=prompt_len, replace=len(known) < prompt_len))
 
 

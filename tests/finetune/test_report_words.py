@@ -11,7 +11,8 @@ import pytest
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
-from finetune.report_words import load_vocabulary, nearest_words, prompt_words, spelt, top_words, words_of
+from finetune.report_words import load_vocabulary, nearest_words, prompt_words, spelt, top_words
+from pretrain.prompts import word_pieces
 
 if TYPE_CHECKING:
     from corpora.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ def made_table(tokenizer: Tokenizer, width: int = 24) -> np.ndarray:
 
 def test_a_scaled_embedding_finds_its_own_word_first(tokenizer: Tokenizer) -> None:
     table = made_table(tokenizer)
-    ids, pieces = words_of(tokenizer)
+    ids, pieces = word_pieces(tokenizer)
     chosen = ids[[5, 17, 40]]
     nearest = nearest_words(3.0 * table[chosen], table, tokenizer, n=4)
     assert [row[0][0] for row in nearest] == [pieces[5], pieces[17], pieces[40]]
@@ -36,7 +37,7 @@ def test_a_scaled_embedding_finds_its_own_word_first(tokenizer: Tokenizer) -> No
 def test_cosines_are_those_of_float64(tokenizer: Tokenizer) -> None:
     table = made_table(tokenizer)
     prompt = generator(4, "prompt").normal(size=(3, 24))
-    ids, pieces = words_of(tokenizer)
+    ids, pieces = word_pieces(tokenizer)
     words = table[ids].astype(np.float64)
     cosine = prompt @ words.T / np.linalg.norm(prompt, axis=1)[:, None] / np.linalg.norm(words, axis=1)
     for row, expected in zip(nearest_words(prompt, table, tokenizer, n=3), cosine, strict=True):
@@ -54,7 +55,7 @@ def test_sentinels_and_control_pieces_are_no_words(tokenizer: Tokenizer) -> None
         *(tokenizer.sentinel(i) for i in range(100)),
     ]
     found = {word for row in nearest_words(table[special], table, tokenizer, n=10) for word, _ in row}
-    ids, pieces = words_of(tokenizer)
+    ids, pieces = word_pieces(tokenizer)
     assert not set(special) & set(ids.tolist())
     assert found <= set(pieces)
     assert not any(piece.startswith("<") and piece.endswith(">") for piece in pieces)
@@ -86,7 +87,7 @@ def test_vocabulary_of_a_backbone_is_its_shared_table(backbone_dir: Path, tmp_pa
     assert vocabulary is not None
     table = T5ForConditionalGeneration.from_pretrained(backbone_dir).shared.weight.detach().numpy()
     assert np.array_equal(vocabulary.embeddings_VD, table)
-    ids, pieces = words_of(vocabulary.tokenizer)
+    ids, pieces = word_pieces(vocabulary.tokenizer)
     (tmp_path / "prompt").mkdir()
     save_file({"prompt": table[ids[:3]]}, tmp_path / "prompt" / "prompt.safetensors")
     found = prompt_words({"mine": tmp_path / "prompt", "gone": tmp_path / "gone"}, vocabulary, n=3)
@@ -102,7 +103,7 @@ def test_words_stand_in_the_report_when_the_backbone_is_at_hand(backbone_dir: Pa
     run = tmp_path / "run"
     vocabulary = load_vocabulary(backbone_dir)
     assert vocabulary is not None
-    ids, pieces = words_of(vocabulary.tokenizer)
+    ids, pieces = word_pieces(vocabulary.tokenizer)
     row = {
         "cell": "c0", "task": "sst2", "method": "ppt", "shots": 32, "seed": 0, "learning_rate": 0.3, "dev": 0.5,
         "init": "feed", "chosen": True, "test": 0.5, "backbone_fingerprint": "b",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pretrain.prompts import (
     check_prompts_train,
     init_prompt,
     insert_prompts,
+    word_pieces,
 )
 
 
@@ -88,6 +90,15 @@ def test_vocabulary_rows_are_embeddings_of_frequent_words_and_never_of_special_t
     pieces = tokenizer.pieces(sorted(set(is_row_PV.int().argmax(1).tolist())))
     assert 15 < len(pieces) <= 30
     assert all(any(map(str.isalnum, piece)) and "<" not in piece for piece in pieces)
+
+
+def test_word_pieces_hold_no_punctuation_and_no_markup_however_it_is_spelt() -> None:
+    pieces = ["<pad>", "[END]", "<unk>", "▁good", "▁", "?", "ness", "<0x41>", "好", "▁<extra_id_0>", "a<b"]
+    made: Any = SimpleNamespace(
+        size=len(pieces), pad_id=0, eos_id=1, unk_id=2, pieces=lambda ids: [pieces[i] for i in ids]
+    )
+    ids, words = word_pieces(made)
+    assert (ids.tolist(), words) == ([3, 6, 8, 10], ["▁good", "ness", "好", "a<b"])
 
 
 def test_label_words_stand_first_and_option_letters_are_the_bare_pieces(
