@@ -14,7 +14,7 @@ import torch
 from corpora.common.errors import MachineError, UserError
 from corpora.common.hub import hub_reachable
 from corpora.tokenizer import Tokenizer
-from pretrain.fingerprint import files_fingerprint, tensors_fingerprint
+from pretrain.fingerprint import tensors_fingerprint, weight_files_fingerprint
 
 FAMILIES = {"t5": "T5 1.0, 1.1, LM-adapted, Flan-T5", "mt5": "mT5"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -77,7 +77,7 @@ class Backbone:
         Of the weights as they are stored: loading in bfloat16 makes no other backbone of them.
         """
         tensors = self.model.state_dict()
-        stored = files_fingerprint(self.name, set(tensors)) if self._from_files else None
+        stored = weight_files_fingerprint(self.name, set(tensors)) if self._from_files else None
         return stored or tensors_fingerprint(tensors)
 
     def tokenizer(self) -> Tokenizer:

@@ -18,7 +18,7 @@ from pretrain.training_sources import (
     ClozeSource,
     Text,
     TextSource,
-    files_fingerprint,
+    file_hashes,
     open_store,
     read_cloze,
     read_text,
@@ -56,7 +56,7 @@ class Data:
         }
         self.fingerprint = {
             "text": text.fingerprint if text else None,
-            "cloze": files_fingerprint(settings.cloze if "cloze" in self.shares else []),
+            "cloze": file_hashes(settings.cloze if "cloze" in self.shares else []),
         }
 
     def _objectives(self, text: Text, docs: NDArray[np.int64]) -> dict[str, TextSource]:

@@ -28,7 +28,7 @@ from pretrain.checkpoint import (
 from pretrain.distributed import Processes, start_processes
 from pretrain.evaluation import Score, evaluate, label_losses, right_answers
 from pretrain.forward import deepspeed_module, run_batch
-from pretrain.groups import Group, Renderer, open_groups, share_out
+from pretrain.groups import Batcher, Group, open_groups, share_out
 from pretrain.metrics import Metrics
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
 from pretrain.run_state import RunState
@@ -83,7 +83,7 @@ def pretrain(
             # Evaluate.
             due = step % settings.eval_every == 0 or step == settings.export_step or last
             if due and state.evaluated < step and active:
-                scores = evaluate(job.net, bank.prompts_KPD, active, settings, job.renderer, processes)
+                scores = evaluate(job.net, bank.prompts_KPD, active, settings, job.batcher, processes)
                 _check_scores(scores, step, settings)
                 for name in state.judge(active, scores, bank.prompts_KPD, settings):
                     say(
@@ -128,7 +128,7 @@ class _Job:
     groups: list[Group]
     bank: PromptBank
     net: torch.nn.Module
-    renderer: Renderer
+    batcher: Batcher
     state: RunState
     metrics_bytes: int
     start_KPD: torch.Tensor
@@ -179,8 +179,8 @@ def _prepare(
     processes.wait()  # all have read the checkpoint; from here the first process writes
     if processes.first:
         save_settings(settings.out / "config.yaml", settings)
-    renderer = Renderer(groups, settings, tokenizer, backbone.start_id, processes.device)
-    return _Job(settings, backbone, tokenizer, groups, bank, net, renderer, state, metrics_bytes, start_KPD)
+    batcher = Batcher(groups, settings, tokenizer, backbone.start_id, processes.device)
+    return _Job(settings, backbone, tokenizer, groups, bank, net, batcher, state, metrics_bytes, start_KPD)
 
 
 def _train_step(
@@ -205,7 +205,7 @@ def _train_step(
     sums_KS = torch.zeros(len(job.groups), 4, device=processes.device)
     seen: list[tuple[torch.Tensor, Any]] = []
     for work in share_out(active, picks, settings, processes.rank, processes.world):
-        batch = job.renderer.batch(work, 1.0 / settings.batch_size)
+        batch = job.batcher.batch(work, 1.0 / settings.batch_size)
         (logits_BTV,) = run_batch(job.net, bank.prompts_KPD, batch)
         losses_B = example_losses(logits_BTV, batch)
         (losses_B * batch.example_weights_B).sum().backward()
@@ -213,8 +213,8 @@ def _train_step(
             with torch.no_grad():
                 own_B = losses_B.float()
                 if settings.count == "all":
-                    own_B = label_losses(logits_BTV, work, job.renderer.groups, batch.labels_B.tolist())
-                right_B = right_answers(logits_BTV, work, job.renderer.groups, batch)
+                    own_B = label_losses(logits_BTV, work, job.batcher.groups, batch.labels_B.tolist())
+                right_B = right_answers(logits_BTV, work, job.batcher.groups, batch)
                 rows_BS = torch.stack([own_B, right_B.float(), losses_B.float(), torch.ones_like(own_B)], 1)
                 sums_KS.index_add_(0, torch.from_numpy(work.groups).to(processes.device), rows_BS)
             seen.append((losses_B.detach(), work))
@@ -319,7 +319,7 @@ def _not_finite(job: _Job, seen: list[tuple[torch.Tensor, Any]], processes: Proc
     mine = []
     for losses_B, work in seen:
         for place in torch.nonzero(~torch.isfinite(losses_B))[:, 0].tolist():
-            mine.append((job.renderer.groups[int(work.groups[place])].name, int(work.rows[place])))
+            mine.append((job.batcher.groups[int(work.groups[place])].name, int(work.rows[place])))
     bad = sorted({pair for some in processes.gather(mine) for pair in some})
     settings, step = job.settings, job.state.step
     where = "; ".join(

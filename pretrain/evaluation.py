@@ -11,7 +11,7 @@ import torch
 from pretrain.batching import Batch
 from pretrain.distributed import Processes
 from pretrain.forward import run_batch
-from pretrain.groups import Group, Renderer, Work, share_out
+from pretrain.groups import Batcher, Group, Work, share_out
 from pretrain.settings import PretrainSettings
 
 
@@ -90,7 +90,7 @@ def evaluate(
     prompts_KPD: torch.Tensor,
     groups: Sequence[Group],
     settings: PretrainSettings,
-    renderer: Renderer,
+    batcher: Batcher,
     processes: Processes,
 ) -> dict[str, Score]:
     """Score each group's prompt on all of its held-out rows; the processes share them out.
@@ -99,22 +99,22 @@ def evaluate(
         A score a group, the same on every process. The figures do not depend on how many processes or
         micro-batches there are, up to rounding.
     """
-    by_index = renderer.groups
+    by_index = batcher.groups
     # Every process makes the same passes: ZeRO 3 computes in lockstep.
     passes = max((len(group.verbalizer) for group in groups if not group.one_token_words), default=0)
     sums = torch.zeros(max(by_index) + 1, 3, dtype=torch.float64)  # loss, right answers, examples
     for work in share_out(
         groups, [group.held_rows for group in groups], settings, processes.rank, processes.world
     ):
-        batch = renderer.batch(work, 1.0)
+        batch = batcher.batch(work, 1.0)
         # Words of several tokens are forced through the decoder, one label after the other.
-        asked = [renderer.clamp(work, label) for label in range(passes)]
-        others = [renderer.batch(work, 1.0, labels) for labels in asked]
+        asked = [batcher.clamp(work, label) for label in range(passes)]
+        others = [batcher.batch(work, 1.0, labels) for labels in asked]
         logits_BTV, *other_logits = run_batch(net, prompts_KPD, batch, others)
         losses_B = label_losses(logits_BTV, work, by_index, batch.labels_B.tolist())
         right_B = right_answers(logits_BTV, work, by_index, batch)
         if passes:
-            several_B, spelt_B = _right_of_several_tokens(other_logits, asked, work, renderer, batch)
+            several_B, spelt_B = _right_of_several_tokens(other_logits, asked, work, batcher, batch)
             right_B = torch.where(several_B, spelt_B, right_B)
         if work.counts:
             row = torch.stack(
@@ -130,7 +130,7 @@ def evaluate(
 
 
 def _right_of_several_tokens(
-    logits: Sequence[torch.Tensor], asked: Sequence[list[int]], work: Work, renderer: Renderer, batch: Batch
+    logits: Sequence[torch.Tensor], asked: Sequence[list[int]], work: Work, batcher: Batcher, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`right_answers` by the summed log probability of whole words.
 
@@ -138,19 +138,19 @@ def _right_of_several_tokens(
         logits: [B, T, V] for each label.
         asked: [B] labels that each of them was made with; a group's last one where it has no more.
         work: the examples.
-        renderer: knows the groups.
+        batcher: knows the groups.
         batch: the batch with the examples' own labels.
 
     Returns:
         bool [B], whether an example's group has words of several tokens, and bool [B], its answer if so.
     """
     device = batch.labels_B.device
-    groups = [renderer.groups[index] for index in work.groups.tolist()]
+    groups = [batcher.groups[index] for index in work.groups.tolist()]
     several_B = torch.tensor([not group.one_token_words for group in groups], device=device)
     n_labels_B = torch.tensor([len(group.verbalizer) for group in groups], device=device)
     columns = []
     for label, (logits_BTV, labels) in enumerate(zip(logits, asked, strict=True)):
-        losses_B = label_losses(logits_BTV, work, renderer.groups, labels)
+        losses_B = label_losses(logits_BTV, work, batcher.groups, labels)
         n_tokens = [len(group.verbalizer.ids[one]) for group, one in zip(groups, labels, strict=True)]
         scores_B = -losses_B * torch.tensor(n_tokens, device=device)
         columns.append(scores_B.masked_fill(n_labels_B <= label, -torch.inf))

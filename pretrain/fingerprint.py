@@ -38,7 +38,7 @@ def tensors_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     return _fingerprint({name: lambda tensor=tensor: tensor for name, tensor in tensors.items()})  # type: ignore[misc]
 
 
-def files_fingerprint(name_or_path: str, wanted: set[str]) -> str | None:
+def weight_files_fingerprint(name_or_path: str, wanted: set[str]) -> str | None:
     """The same of a model's files: it does not change with the dtype that the model is loaded in.
 
     Args:

@@ -165,8 +165,8 @@ def share_out(
     return mine
 
 
-class Renderer:
-    """Turns work into tensors."""
+class Batcher:
+    """Turns work into batches of tensors."""
 
     def __init__(
         self,

@@ -262,6 +262,6 @@ def split_documents(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return docs[~held], docs[held]
 
 
-def files_fingerprint(paths: Sequence[str]) -> list[str]:
+def file_hashes(paths: Sequence[str]) -> list[str]:
     """Hashes of files' bytes, in order."""
     return [hash_file(path) for path in paths]
