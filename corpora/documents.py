@@ -274,7 +274,7 @@ def _json_text(raw: bytes, text_field: str) -> str | Bad:
         record = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return Bad("not UTF-8")
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of thousands of digits is a plain ValueError
         return Bad("not valid JSON")
     if isinstance(record, str):
         return record

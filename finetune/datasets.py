@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from corpora.common.errors import MachineError, UserError, at
 from corpora.common.files import read_json
 from corpora.common.hub import hub_reachable
 from corpora.common.progress import say
+from corpora.common.records import csv_rows, json_lines
 from corpora.tokenizer import LETTERS
 from finetune.task import HubSource, LocalSource, Source, Task
 
@@ -238,49 +239,13 @@ Place = tuple[str | Path, int | None, Any]  # file, line, record
 def _records(paths: Iterable[Path]) -> Iterator[Place]:
     for path in paths:
         opener: Any = gzip.open if path.suffix == ".gz" else open
+        read: Any = csv_rows if ".csv" in path.suffixes else json_lines
         try:
-            with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                lines = _utf8(path, file)
-                yield from _csv(path, lines) if ".csv" in path.suffixes else _jsonl(path, lines)
-        except (gzip.BadGzipFile, EOFError) as error:
+            with opener(path, "rb") as file:
+                for line, record in read(path, file):
+                    yield path, line, record
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise UserError(f"{path}: damaged gzip file") from error
-
-
-def _utf8(path: Path, file: IO[str]) -> Iterator[str]:
-    """Lines of a file that was opened with surrogate escapes, each checked."""
-    for line, text in enumerate(file, 1):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{at(path, line)}: not UTF-8") from error
-        yield text
-
-
-def _jsonl(path: Path, lines: Iterable[str]) -> Iterator[Place]:
-    for line, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{at(path, line)}: not valid JSON ({error.msg})") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{at(path, line)}: expected an object, found {type(record).__name__}")
-        yield path, line, record
-
-
-def _csv(path: Path, lines: Iterable[str]) -> Iterator[Place]:
-    reader = csv.DictReader(lines, strict=True)
-    try:
-        for record in reader:
-            if None in record or None in record.values():
-                raise UserError(
-                    f"{at(path, reader.line_num)}: the number of cells differs from the header's "
-                    f"{len(reader.fieldnames or [])}"
-                )
-            yield path, reader.line_num, record
-    except csv.Error as error:
-        raise UserError(f"{at(path, reader.line_num)}: not valid CSV ({error})") from error
 
 
 def _labelled(

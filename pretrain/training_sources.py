@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError, at
 from corpora.common.files import hash_file
 from corpora.common.progress import say
+from corpora.common.records import json_lines
 from corpora.formats import Pattern
 from pretrain.span_corruption import IntArray, corrupt_spans, longest_text, split_prefix
 
@@ -174,12 +174,8 @@ def _word(target: str, lettered: bool, tokenizer: Tokenizer) -> list[int]:
     return list(tokenizer.word_ids(target))
 
 
-def _record(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{place}: not valid JSON") from error
-    if not isinstance(record, dict) or not {"pattern", "target"} <= set(record) <= CLOZE_KEYS:
+def _checked(record: dict[str, Any], place: str) -> dict[str, Any]:
+    if not {"pattern", "target"} <= set(record) <= CLOZE_KEYS:
         raise UserError(
             f"{place}: expected a record with pattern, target and, where used, fields and options"
         )
@@ -211,11 +207,11 @@ def read_cloze(paths: Sequence[str], tokenizer: Tokenizer, max_tokens: int, shuf
     for path in paths:
         if not Path(path).is_file():
             raise UserError(f"{path} does not exist; expected a JSONL file of cloze records")
-        lines = [(n, line) for n, line in enumerate(Path(path).read_bytes().splitlines(), 1) if line.strip()]
-        records = [_record(line, at(path, n)) for n, line in lines]
-        texts = sorted({t for r in records for t in (*r["fields"].values(), *r["options"])})
+        with open(path, "rb") as file:
+            records = [(n, _checked(record, at(path, n))) for n, record in json_lines(path, file)]
+        texts = sorted({t for _, r in records for t in (*r["fields"].values(), *r["options"])})
         ids_of = dict(zip(texts, tokenizer.encode(texts), strict=True))
-        for (n, _), record in zip(lines, records, strict=True):
+        for n, record in records:
             try:
                 pattern = patterns.get(record["pattern"])
                 if pattern is None:

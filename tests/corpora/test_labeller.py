@@ -125,7 +125,7 @@ def test_reviews_are_read_from_csv_and_labels_may_be_words(tmp_path: Path) -> No
     ("line", "message"),
     [
         ("{broken", "reviews.jsonl line 3: not valid JSON"),
-        ("[1]", "reviews.jsonl line 3: a JSON list, expected an object"),
+        ("[1]", "reviews.jsonl line 3: expected an object, found list"),
         ('{"text": "x"}', 'reviews.jsonl line 3: no field "label"'),
         ('{"text": "", "label": 1}', "reviews.jsonl line 3: field \"text\" is ''; expected text"),
         ('{"text": "x", "label": 5}', 'line 3: field "label" is 5; expected one of 0, 1, 2, 3, 4, terrible'),
