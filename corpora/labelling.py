@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from corpora.common.files import write_bytes_atomic
+from corpora.common.processes import worker_pool
 from corpora.common.progress import Progress
 from corpora.labeller import Labeller
-from corpora.parts import worker_pool
 from corpora.store import SentenceStore
 
 RANGE = 20_000  # units labelled at a time

@@ -7,22 +7,15 @@ number of workers. A part appears under its name only when it is whole, and a fi
 from __future__ import annotations
 
 import concurrent.futures as futures
-import contextlib
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from corpora.common.errors import MachineError
 from corpora.common.files import atomic_folder, read_json, write_json
+from corpora.common.processes import worker_pool
 from corpora.common.progress import Progress
 from corpora.documents import Document
 from corpora.segment import Language, Unit, detect_language, units
@@ -126,45 +119,6 @@ def part_counts(paths: Iterable[Path]) -> tuple[dict[str, int], dict[str, int]]:
             for name, value in values.items():
                 total[name] = total.get(name, 0) + value
     return counts, {reason: n for reason, n in dropped.items() if n}
-
-
-@contextlib.contextmanager
-def worker_pool(
-    workers: int, start: Callable[..., None], arguments: tuple[Any, ...]
-) -> Iterator[futures.ProcessPoolExecutor]:
-    """Worker processes that end with this one, however it ends.
-
-    Args:
-        workers: how many.
-        start: called once in each, with `arguments`.
-
-    Raises:
-        MachineError: a worker was ended from outside.
-    """
-    context = multiprocessing.get_context("spawn")
-    executor = futures.ProcessPoolExecutor(workers, context, _start_worker, (start, arguments))
-    try:
-        yield executor
-    except BrokenProcessPool as error:
-        raise MachineError(
-            "a worker process was ended from outside (out of memory?); the same command, with fewer --workers, goes on"
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Watch the parent: a worker whose parent was killed must not write beside the next run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers when someone presses Ctrl-C
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    start(*arguments)
 
 
 _maker: PartMaker
