@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,9 @@ from corpora.common.files import hash_file
 from corpora.common.progress import say
 from corpora.common.records import json_lines
 from corpora.formats import Pattern
+from corpora.tokenizer import LETTERS, Tokenizer
 from pretrain.span_corruption import IntArray, corrupt_spans, longest_text, split_prefix
 
-if TYPE_CHECKING:
-    from corpora.tokenizer import Tokenizer
-
-LETTERS = "ABCDEFGHIJKLMNOP"
 SHORTEST_TEXT = 8  # tokens; shorter ends of documents teach nothing
 HELD_OUT_EVERY = 100  # one document in so many is kept for evaluation
 CLOZE_KEYS = {"pattern", "fields", "options", "target"}
@@ -169,7 +166,7 @@ def open_store(folder: str, tokenizer: Tokenizer) -> Text:
 
 
 def _word(target: str, lettered: bool, tokenizer: Tokenizer) -> list[int]:
-    if lettered and len(target) == 1 and target in LETTERS:
+    if lettered and target in LETTERS:
         return [tokenizer.letters[LETTERS.index(target)]]
     return list(tokenizer.word_ids(target))
 
