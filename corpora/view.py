@@ -29,7 +29,7 @@ class Limits:
 
 LIMITS = {
     "sentence_pair": Limits(min_chars=5, min_tokens=5, min_units=5),
-    "multiple_choice": Limits(min_chars=10, min_tokens=5, min_units=6),
+    "multiple_choice": Limits(min_chars=10, min_tokens=5, min_units=5),
     "single_text": Limits(min_chars=11, min_tokens=6, min_units=1),  # more than 10 characters and 5 tokens
     "unified": Limits(min_chars=10, min_tokens=5, min_units=6),
 }

@@ -31,11 +31,14 @@ def test_a_short_unit_is_dropped_and_its_document_stays(made_store: Maker) -> No
     }
 
 
-def test_choices_want_ten_characters_and_six_units(made_store: Maker) -> None:
+def test_choices_want_ten_characters_and_five_units_and_six_in_unified(made_store: Maker) -> None:
     store = made_store([[8] * 6, [8] * 6, [8] * 5])
     store.n_chars[6] = 9
-    for format in ("multiple_choice", "unified"):
-        assert make_views(store, LIMITS[format], 0, 0.0)[0]["train"].units.tolist() == list(range(6))
+    kept = {
+        format: make_views(store, LIMITS[format], 0, 0.0)[0]["train"].units.tolist()
+        for format in ("multiple_choice", "unified")
+    }
+    assert kept == {"multiple_choice": [*range(6), *range(7, 17)], "unified": list(range(6))}
 
 
 def test_single_texts_are_longer_than_ten_characters_and_five_tokens(made_store: Maker) -> None:
