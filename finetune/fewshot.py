@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from corpora.common.files import library_versions, write_manifest
@@ -49,9 +50,10 @@ def run_fewshot(settings: FewshotSettings) -> Path:
                 finished = run_jobs(settings, todo, progress.advance)
             else:
                 finished = _one_by_one(workshop, todo, progress.advance)
-            for rows in finished:
-                results.add(rows)
-                progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
+            with closing(finished):  # what stops the run stops its processes before it is told
+                for rows in finished:
+                    results.add(rows)
+                    progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
         for note in notes(results, [key["choice"] for job in jobs for key in job.keys]):
             say(note)
         say(f"results: {results.path}")
@@ -60,7 +62,7 @@ def run_fewshot(settings: FewshotSettings) -> Path:
 
 def _one_by_one(
     workshop: Workshop, jobs: Sequence[Job], advance: Callable[[int], None]
-) -> Iterator[list[ResultRow]]:
+) -> Generator[list[ResultRow], None, None]:
     for number, job in enumerate(jobs):
         yield run_job(workshop, job, advance)
         task = job.cells[0].task

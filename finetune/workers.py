@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 
 import torch
 
 from corpora.common.errors import MachineError
+from corpora.parts import worker_pool
 from finetune.jobs import run_job
 from finetune.plan import Job
 from finetune.results import ResultRow
 from finetune.settings import FewshotSettings
 from finetune.workshop import Workshop
+
+SHOWN_EVERY = 0.5  # seconds between looks at the steps done
 
 _workshop: Workshop | None = None  # of this worker process, kept from job to job
 _steps: SimpleQueue[int] | None = None
@@ -42,8 +44,10 @@ def threads_each(processes: int) -> int:
 
 def run_jobs(
     settings: FewshotSettings, jobs: Sequence[Job], advance: Callable[[int], None]
-) -> Iterator[list[ResultRow]]:
+) -> Generator[list[ResultRow], None, None]:
     """Run jobs in `settings.processes` processes; each loads the backbones for itself.
+
+    They end when this process does, and when the iterator is closed before its end.
 
     Args:
         settings: of the run.
@@ -57,31 +61,24 @@ def run_jobs(
         MachineError: a process died.
     """
     processes = min(settings.processes, len(jobs))
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    steps: SimpleQueue[int] = context.SimpleQueue()
-
-    def count() -> None:
-        while (n := steps.get()) >= 0:
-            advance(n)
-
-    counter = threading.Thread(target=count, daemon=True)
-    counter.start()
-    try:
-        with ProcessPoolExecutor(
-            processes, context, _start, (settings, threads_each(settings.processes), steps)
-        ) as pool:
+    steps: SimpleQueue[int] = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (settings, threads_each(settings.processes), steps)
+    others = multiprocessing.active_children()
+    with worker_pool(processes, _start, arguments) as pool:
+        try:
             running = {pool.submit(_run, job) for job in jobs}
-            try:
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield future.result()
-            except BrokenProcessPool as error:
-                raise MachineError(
-                    "a process of the few-shot run died (out of memory?); the same command goes on where it stopped"
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-    finally:
-        steps.put(-1)
-        counter.join()
+            while running:
+                done, running = wait(running, timeout=SHOWN_EVERY, return_when=FIRST_COMPLETED)
+                while not steps.empty():
+                    advance(steps.get())
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise MachineError(
+                "a process of the few-shot run died (out of memory?); the same command goes on where it stopped"
+            ) from error
+        except BaseException:
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()  # the pool would wait for the running jobs, and a job may take hours
+            raise
