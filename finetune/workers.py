@@ -12,7 +12,7 @@ from multiprocessing.queues import SimpleQueue
 import torch
 
 from corpora.common.errors import MachineError
-from corpora.parts import worker_pool
+from corpora.common.processes import worker_pool
 from finetune.jobs import run_job
 from finetune.plan import Job
 from finetune.results import ResultRow
