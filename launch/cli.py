@@ -46,9 +46,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 
 def _print(value: Any, as_json: bool, text: str) -> None:
     """Results go to standard output, as text or as JSON."""
-    sys.stdout.write(
-        json.dumps(value, ensure_ascii=False, indent=1) + "\n" if as_json else text.rstrip() + "\n"
-    )
+    try:
+        sys.stdout.write(
+            json.dumps(value, ensure_ascii=False, indent=1) + "\n" if as_json else text.rstrip() + "\n"
+        )
+        sys.stdout.flush()
+    except OSError as error:
+        # What stays in the buffer would be refused once more at exit, in Python's words and with exit code 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _split(names: str) -> list[str]:

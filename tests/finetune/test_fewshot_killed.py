@@ -1,8 +1,13 @@
-"""Real `ppt fewshot` processes that are killed or asked to end, and go on."""
+"""Few-shot runs that are killed, asked to end or refused by the machine, and go on."""
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,23 +20,24 @@ import psutil
 import pytest
 import yaml
 
+from corpora.common.errors import MachineError
 from finetune.fewshot import run_fewshot
 from finetune.settings import FewshotSettings
 
-Start = Callable[[FewshotSettings], subprocess.Popen[str]]
+Start = Callable[..., subprocess.Popen[str]]
 PATIENCE = 120.0  # seconds until a test gives up waiting
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts `ppt fewshot` as a process of its own; what a failed test leaves of them is ended."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `ppt fewshot` as a process of its own, `before` called in it; what a failed test leaves is ended."""
     children = []
 
-    def begin(settings: FewshotSettings) -> subprocess.Popen[str]:
-        config = Path(settings.out).with_suffix(".yaml")
+    def begin(settings: FewshotSettings, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
+        config = tmp_path / "fewshot.yaml"
         config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
         command = [str(Path(sys.executable).with_name("ppt")), "fewshot", str(config)]
-        children.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        children.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=before))
         return children[-1]
 
     yield begin
@@ -110,3 +116,72 @@ def workers(child: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that a run shares its cells out over; multiprocessing has another one beside them."""
     found = psutil.Process(child.pid).children(recursive=True)
     return [process for process in found if any("spawn_main" in part for part in process.cmdline())]
+
+
+def test_a_disk_that_is_full_at_any_write_is_one_line_and_the_run_goes_on_later(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"methods": ["vanilla_pt"], "seeds": [0], "epochs": 1}
+    whole = run_fewshot(small_run(out=str(tmp_path / "whole"), **changes))
+    settings = small_run(out=str(tmp_path / "refused"), **changes)
+    real, calls = os.fsync, 0
+    for refused_from in itertools.count(1):
+        calls = 0
+
+        def full(descriptor: int, first: int = refused_from) -> None:
+            nonlocal calls
+            calls += 1
+            if calls >= first:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            try:
+                run_fewshot(settings)
+                break
+            except MachineError as error:
+                line = rf"cannot write {settings.out}/\S+: no space left on device; nothing half-written is left there"
+                assert re.fullmatch(line, str(error)) and error.exit_code == 1
+        assert not list(Path(settings.out).rglob("*.partial"))
+        assert lines(settings.out) == []  # the rows come last
+    assert refused_from > 10
+    assert without_seconds(settings.out) == without_seconds(whole)
+    assert written(settings.out) == written(whole)
+
+
+def limited(n_bytes: int) -> Callable[[], object]:
+    """A limit on every file's size, which is refused as a full disk is, in the middle of a write."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+@pytest.mark.parametrize(("processes", "place", "n_rows"), [(1, "results.jsonl", 2), (2, "curves/", 0)])
+def test_a_real_refusal_in_the_middle_of_a_write_is_one_line_and_exit_1(
+    small_run: Any, start: Start, processes: int, place: str, n_rows: int
+) -> None:
+    long = {"epochs": 60, "eval_every": 1} if place == "curves/" else {"epochs": 1}
+    settings = small_run(methods=["vanilla_pt"], prompts_together=2, processes=processes, **long)
+    child = start(
+        settings, limited(3500)
+    )  # room for the two rows of the first job, not for those of the second
+    said = child.communicate(timeout=PATIENCE)[1]
+    assert child.returncode == 1 and "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("ppt: "))
+    assert line.startswith(f"ppt: cannot write {settings.out}/{place}") and "file too large" in line
+    assert not list(Path(settings.out).rglob("*.partial"))
+    rows = Path(settings.out) / "results.jsonl"
+    assert len(lines(settings.out)) == n_rows and (not n_rows or rows.read_bytes().endswith(b"\n"))
+
+
+def test_a_folder_that_may_not_be_written_is_one_line_and_exit_1(
+    small_run: Any, start: Start, tmp_path: Path, as_its_owner: Callable[[], None]
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    settings = small_run(methods=["vanilla_pt"], out=str(tmp_path / "closed" / "run"))
+    child = start(settings, as_its_owner)
+    said = child.communicate(timeout=PATIENCE)[1]
+    assert child.returncode == 1
+    assert said.splitlines()[-1] == (
+        f"ppt: cannot write {settings.out}: permission denied; nothing half-written is left there"
+    )
+    assert not list((tmp_path / "closed").iterdir())
