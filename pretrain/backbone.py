@@ -15,6 +15,7 @@ from corpora.common.errors import MachineError, UserError
 from corpora.common.hub import hub_reachable
 from corpora.tokenizer import Tokenizer
 from pretrain.fingerprint import tensors_fingerprint, weight_files_fingerprint
+from pretrain.t5_forward import decode, encode
 
 FAMILIES = {"t5": "T5 1.0, 1.1, LM-adapted, Flan-T5", "mt5": "mT5"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -119,10 +120,7 @@ class Backbone:
             embeds_BLD: [B, L, D] input embeddings, the prompt among them.
             mask_BL: [B, L] true where a token stands, false on padding.
         """
-        states: torch.Tensor = self.model.encoder(
-            inputs_embeds=embeds_BLD, attention_mask=mask_BL.long(), return_dict=True
-        ).last_hidden_state
-        return states
+        return encode(self.model, embeds_BLD, mask_BL)
 
     def decode(
         self, states_BLD: torch.Tensor, mask_BL: torch.Tensor, decoder_ids_BT: torch.Tensor
@@ -134,13 +132,7 @@ class Backbone:
             mask_BL: [B, L] as given to `encode`.
             decoder_ids_BT: [B, T] decoder inputs, the first column `start_id`.
         """
-        output = self.model.decoder(
-            input_ids=decoder_ids_BT,
-            encoder_hidden_states=states_BLD,
-            encoder_attention_mask=mask_BL.long(),
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
+        output = decode(self.model, states_BLD, mask_BL, decoder_ids_BT)
         config = self.model.config
         if config.model_type == "t5" and config.scale_decoder_outputs:
             # T5 1.0 shares its head with the embedding, scaled (Raffel et al.); mT5 never scales.

@@ -38,11 +38,7 @@ class PromptedBackbone(torch.nn.Module):
         """Logits of the decoder's positions, [B, T, V], for each of one or several decoder inputs."""
         (backbone,) = self._backbone
         embeds_BLD = backbone.embed(input_ids_BL)
-        # Chosen here row by row, because the gradient of prompts_KPD[ids] is added up by several threads in any
-        # order on a CPU, and resuming is to be exact; index_select's is added up in the order of the rows.
-        own_BPD = prompts_KPD.index_select(0, prompt_ids_B)
-        each_B = torch.arange(len(prompt_ids_B), device=prompt_ids_B.device)
-        embeds_BLD, mask_BL = insert_prompts(own_BPD, embeds_BLD, mask_BL, each_B)
+        embeds_BLD, mask_BL = insert_prompts(prompts_KPD, embeds_BLD, mask_BL, prompt_ids_B)
         states_BLD = backbone.encode(embeds_BLD, mask_BL)
         return tuple(backbone.decode(states_BLD, mask_BL, ids) for ids in decoder_ids_BT)
 

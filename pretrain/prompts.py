@@ -41,7 +41,9 @@ def insert_prompts(
         raise ValueError(
             f"prompts are {prompts_KPD.shape[2]} wide, the input embeddings {embeds_BLD.shape[2]}"
         )
-    own_BPD = prompts_KPD[prompt_ids_B].to(embeds_BLD.dtype)
+    # The gradient of prompts_KPD[ids] is added up by several threads in any order on a CPU, and resuming is to be
+    # exact; index_select's is added up in the order of the rows.
+    own_BPD = prompts_KPD.index_select(0, prompt_ids_B).to(embeds_BLD.dtype)
     ones_BP = torch.ones(own_BPD.shape[:2], dtype=mask_BL.dtype, device=mask_BL.device)
     return torch.cat([own_BPD, embeds_BLD], dim=1), torch.cat([ones_BP, mask_BL], dim=1)
 

@@ -167,15 +167,15 @@ def test_nothing_of_the_backbone_learns_or_drops(folders: dict[str, Path]) -> No
 
 def test_the_encoder_runs_once_and_logits_are_made_at_targets_only(folders: dict[str, Path]) -> None:
     backbone = load_backbone(folders["t5-1.0"])
-    seen: dict[str, list[tuple[int, ...]]] = {"encoder": [], "lm_head": []}
+    seen: dict[str, list[tuple[int, ...]]] = {"encoder.final_layer_norm": [], "lm_head": []}
     for name, calls in seen.items():
-        module = getattr(backbone.model, name)
+        module = backbone.model.get_submodule(name)
         module.register_forward_hook(
             lambda _m, _i, out, calls=calls: calls.append(tuple(out.shape if torch.is_tensor(out) else out[0].shape))
         )  # fmt: skip
     ids_BL, mask_BL, decoder_ids_BT = inputs()
     backbone.target_logits(backbone.embed(ids_BL), mask_BL, decoder_ids_BT)
-    assert seen == {"encoder": [(3, 9, 16)], "lm_head": [(3, 3, 90)]}
+    assert seen == {"encoder.final_layer_norm": [(3, 9, 16)], "lm_head": [(3, 3, 90)]}
 
 
 @pytest.mark.parametrize("kind", KINDS)

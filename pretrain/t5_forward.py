@@ -1,0 +1,115 @@
+"""The forward pass of a transformers T5 or mT5 through its own leaf modules, without what a frozen model pays for in vain.
+
+transformers' stack builds the mask and adds it to the position bias again in every layer, and computes GELU in eight
+kernels. Here both are done once, and on a CPU attention is two products around a softmax: at a few hundred tokens the
+backward of the fused kernel takes longer in float32, and ten times as long in bfloat16. Every linear layer, norm and embedding is
+still called as a module, so that ZeRO 3's gathering and layers put in their place (adapters) work. No dropout, no cache.
+
+Shapes besides docs/notation.md: H heads, W width of a head, Q queries, S keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.activations import NewGELUActivation
+
+
+def encode(model: Any, embeds_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """Encoder states, [B, L, D], after the final norm.
+
+    Args:
+        model: a T5 or mT5 for conditional generation.
+        embeds_BLD: [B, L, D] input embeddings.
+        mask_BL: [B, L] true where a token stands.
+    """
+    stack, length = model.encoder, embeds_BLD.shape[1]
+    bias = _position_bias(stack, length, embeds_BLD.dtype) + _key_bias(mask_BL, embeds_BLD.dtype)
+    hidden = embeds_BLD
+    for block in stack.block:
+        hidden = _self_attention(hidden, block.layer[0], bias)
+        hidden = _feed_forward(hidden, block.layer[1])
+    states: Tensor = stack.final_layer_norm(hidden)
+    return states
+
+
+def decode(model: Any, states_BLD: Tensor, mask_BL: Tensor, decoder_ids_BT: Tensor) -> Tensor:
+    """The decoder's output, [B, T, D], after the final norm and before the head.
+
+    Args:
+        model: a T5 or mT5 for conditional generation.
+        states_BLD: [B, L, D] from `encode`.
+        mask_BL: [B, L] as given to `encode`.
+        decoder_ids_BT: [B, T] decoder inputs.
+    """
+    stack, length = model.decoder, decoder_ids_BT.shape[1]
+    hidden = stack.embed_tokens(decoder_ids_BT)
+    above_TT = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
+    bias = _position_bias(stack, length, hidden.dtype).masked_fill(above_TT, torch.finfo(hidden.dtype).min)
+    cross_bias = _key_bias(mask_BL, hidden.dtype)
+    for block in stack.block:
+        hidden = _self_attention(hidden, block.layer[0], bias)
+        cross = block.layer[1]
+        normed = cross.layer_norm(hidden)
+        hidden = hidden + _attention(cross.EncDecAttention, normed, states_BLD, cross_bias)
+        hidden = _feed_forward(hidden, block.layer[2])
+    output: Tensor = stack.final_layer_norm(hidden)
+    return output
+
+
+def _position_bias(stack: Any, length: int, dtype: torch.dtype) -> Tensor:
+    """[1, H, L, L] of the first layer, which all layers share."""
+    bias: Tensor = stack.block[0].layer[0].SelfAttention.compute_bias(length, length)
+    return bias.to(dtype)
+
+
+def _key_bias(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1, S]: 0 at tokens, the smallest number at padding."""
+    zeros = torch.zeros(mask_BL.shape, dtype=dtype, device=mask_BL.device)
+    return zeros.masked_fill(~mask_BL.bool(), torch.finfo(dtype).min)[:, None, None, :]
+
+
+def _self_attention(hidden: Tensor, layer: Any, bias: Tensor) -> Tensor:
+    normed = layer.layer_norm(hidden)
+    return hidden + _attention(layer.SelfAttention, normed, normed, bias)
+
+
+def _attention(attention: Any, queries_BQD: Tensor, keys_BSD: Tensor, bias: Tensor) -> Tensor:
+    """[B, Q, D] of attention with a bias that broadcasts to [B, H, Q, S]; T5 does not scale."""
+    batch, width = len(queries_BQD), attention.key_value_proj_dim
+
+    def heads(flat: Tensor) -> Tensor:
+        return flat.view(batch, flat.shape[1], -1, width).transpose(1, 2)
+
+    query, key, value = (
+        heads(attention.q(queries_BQD)),
+        heads(attention.k(keys_BSD)),
+        heads(attention.v(keys_BSD)),
+    )
+    bias = bias.expand(batch, query.shape[1], query.shape[2], key.shape[2])
+    if query.device.type == "cpu":
+        scores = torch.baddbmm(bias.flatten(0, 1), query.flatten(0, 1), key.flatten(0, 1).mT)
+        mixed = torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view_as(query)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+    output: Tensor = attention.o(mixed.transpose(1, 2).flatten(2))
+    return output
+
+
+def _feed_forward(hidden: Tensor, layer: Any) -> Tensor:
+    dense, normed = layer.DenseReluDense, layer.layer_norm(hidden)
+    if hasattr(dense, "wi_0"):
+        middle = _activated(dense, dense.wi_0(normed)) * dense.wi_1(normed)
+    else:
+        middle = _activated(dense, dense.wi(normed))
+    return hidden + dense.wo(middle)
+
+
+def _activated(dense: Any, gate: Tensor) -> Tensor:
+    if isinstance(dense.act, NewGELUActivation):
+        return F.gelu(gate, approximate="tanh")  # the same formula in one kernel
+    activated: Tensor = dense.act(gate)
+    return activated
