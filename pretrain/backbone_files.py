@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from corpora.common.errors import UserError, nearest
 from corpora.common.files import atomic_folder, machine_errors, read_json, write_json
 from corpora.common.rng import derived_seed
 from pretrain.backbone import DTYPES
+from pretrain.checkpoint import checkpoint_path, drop_old_checkpoints
 from pretrain.training_data import MixtureState
 
 STRUCTURE = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
@@ -89,12 +89,6 @@ def save_model(model: Any, folder: Path, dtype: str) -> None:
     write_json(folder / "config.json", fields)
 
 
-def checkpoint_folders(out: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    found = (out / "checkpoints").glob("step-*")
-    return sorted(path for path in found if path.is_dir() and path.name[5:].isdigit())
-
-
 def save_checkpoint(
     out: Path,
     model: Any,
@@ -102,9 +96,8 @@ def save_checkpoint(
     state: MixtureState,
     sums: list[float],
     settings_hash: str,
-    keep: int = 2,
 ) -> None:
-    """Write everything that the next step depends on; older checkpoints but the last `keep` go.
+    """Write everything that the next step depends on, then drop all checkpoints but the last two.
 
     Args:
         out: the run's folder.
@@ -113,18 +106,15 @@ def save_checkpoint(
         state: of the mixture; its step is the number of updates done.
         sums: running sums of the metrics not logged yet.
         settings_hash: of the settings and data, to refuse a resume under others.
-        keep: checkpoints left standing.
     """
-    folder = out / "checkpoints" / f"step-{state.step:08d}"
-    with atomic_folder(folder, replace=True) as partial:
+    with atomic_folder(checkpoint_path(out, state.step), replace=True) as partial:
         save_model(model, partial, "float32")
         moments = {name: tensor.cpu().contiguous() for name, tensor in optimizer_tensors.items()}
         _save_tensors(moments, partial / "optimizer.safetensors")
         write_json(
             partial / "state.json", {"mixture": asdict(state), "sums": sums, "settings": settings_hash}
         )
-    for old in checkpoint_folders(out)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    drop_old_checkpoints(out)
 
 
 def load_checkpoint(

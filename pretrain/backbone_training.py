@@ -29,7 +29,6 @@ from corpora.tokenizer import Tokenizer
 from pretrain.backbone import load_backbone
 from pretrain.backbone_data import Data
 from pretrain.backbone_files import (
-    checkpoint_folders,
     load_checkpoint,
     new_model,
     save_checkpoint,
@@ -37,7 +36,7 @@ from pretrain.backbone_files import (
 )
 from pretrain.backbone_metrics import SUMS, Metrics, describe, evaluate, losses
 from pretrain.backbone_settings import BackboneTrainSettings
-from pretrain.checkpoint import run_lock
+from pretrain.checkpoint import last_checkpoint, last_good, run_lock
 from pretrain.distributed import Processes, start_processes
 from pretrain.optimizers import BackboneOptimizer, schedule
 from pretrain.training_data import OBJECTIVES, Mixture, MixtureState
@@ -205,12 +204,12 @@ def _loop(
         settings.weight_decay,
     )
     state, sums = MixtureState(), torch.zeros(SUMS, dtype=torch.float64, device=data.device)
-    found = checkpoint_folders(out)
+    found = last_checkpoint(out)
     if found:
-        tensors, state, kept = load_checkpoint(found[-1], model, run_hash)
+        tensors, state, kept = load_checkpoint(found, model, run_hash)
         optimizer.load_state(tensors)
         sums.copy_(torch.tensor(kept, dtype=torch.float64))
-        say(f"going on from step {state.step} ({found[-1]})")
+        say(f"going on from step {state.step} ({found})")
     weights = torch.tensor([getattr(settings.loss_weights, name) for name in OBJECTIVES], device=data.device)
     steps = Mixture(data.sources, data.shares, settings.batch_tokens, settings.seed).iterate(state)
     metrics = Metrics(out, state.step, processes.first)
@@ -328,6 +327,4 @@ def _not_finite(
 
 
 def _remedy(settings: BackboneTrainSettings) -> str:
-    found = checkpoint_folders(Path(settings.out))
-    good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-    return f"{good}; lower learning_rate (now {settings.learning_rate})"
+    return f"{last_good(Path(settings.out))}; lower learning_rate (now {settings.learning_rate})"

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save
 
 from corpora.common.errors import UserError
 from corpora.common.files import (
-    PARTIAL,
     atomic_folder,
     machine_errors,
     read_json,
@@ -26,8 +25,7 @@ from corpora.common.files import (
     write_manifest,
 )
 
-KEEP = 2  # checkpoints kept; each holds the best prompts so far as well
-STEP_DIGITS = 8
+KEEP = 2  # checkpoints kept; each holds all that is needed, of prompts the best so far as well
 
 
 @dataclass
@@ -46,23 +44,33 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def checkpoints_folder(out: Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return out / "checkpoints"
-
-
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` updates."""
-    return checkpoints_folder(out) / f"step_{step:0{STEP_DIGITS}d}"
+    """Folder of the checkpoint after `step` updates, of prompts or of a backbone."""
+    return out / "checkpoints" / f"step-{step:08d}"
 
 
 def saved_steps(out: Path) -> list[int]:
     """Steps of the whole checkpoints in a run's folder, ascending; half-written ones do not count."""
-    folder = checkpoints_folder(out)
-    if not folder.is_dir():
-        return []
-    names = [path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL)]
-    return sorted(int(name.removeprefix("step_")) for name in names if name.startswith("step_"))
+    steps = [path.name.removeprefix("step-") for path in (out / "checkpoints").glob("step-*")]
+    return sorted(int(step) for step in steps if step.isdigit())  # a half-written one ends in `.partial`
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """Folder of a run's last whole checkpoint, or None when there is none yet."""
+    steps = saved_steps(out)
+    return checkpoint_path(out, steps[-1]) if steps else None
+
+
+def last_good(out: Path) -> str:
+    """The part of an error message that says where a run which went wrong can go on from."""
+    last = last_checkpoint(out)
+    return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+
+
+def drop_old_checkpoints(out: Path) -> None:
+    """Remove all of a run's checkpoints but the last two."""
+    for step in saved_steps(out)[:-KEEP]:
+        shutil.rmtree(checkpoint_path(out, step))
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
@@ -77,19 +85,17 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
         write_bytes_atomic(folder / "state.safetensors", save(contiguous))
         write_json(folder / "state.json", checkpoint.state)
         write_manifest(folder, "pretraining_checkpoint", {"step": checkpoint.step})
-    for step in saved_steps(out)[:-KEEP]:
-        shutil.rmtree(checkpoint_path(out, step))
+    drop_old_checkpoints(out)
     return path
 
 
 def load_checkpoint(out: Path) -> Checkpoint | None:
     """The last whole checkpoint of a run, or None when there is none yet."""
-    steps = saved_steps(out)
-    if not steps:
+    folder = last_checkpoint(out)
+    if folder is None:
         return None
-    folder = checkpoint_path(out, steps[-1])
-    read_manifest(folder, "pretraining_checkpoint")
-    return Checkpoint(steps[-1], load_file(folder / "state.safetensors"), read_json(folder / "state.json"))
+    step = read_manifest(folder, "pretraining_checkpoint")["step"]
+    return Checkpoint(step, load_file(folder / "state.safetensors"), read_json(folder / "state.json"))
 
 
 @contextlib.contextmanager

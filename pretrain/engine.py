@@ -20,10 +20,10 @@ from pretrain.backbone import Backbone, load_backbone
 from pretrain.batching import example_losses
 from pretrain.checkpoint import (
     checkpoint_path,
+    last_good,
     load_checkpoint,
     run_lock,
     save_checkpoint,
-    saved_steps,
 )
 from pretrain.distributed import Processes, start_processes
 from pretrain.evaluation import Score, evaluate, label_losses, right_answers
@@ -298,20 +298,11 @@ def _check_scores(scores: dict[str, Score], step: int, settings: PretrainSetting
     for name, score in scores.items():
         if not score.loss < float("inf"):
             raise MachineError(
-                f"step {step}: the held-out loss of {name} is {score.loss}; {_last_checkpoint(settings)}; {_REMEDY}"
+                f"step {step}: the held-out loss of {name} is {score.loss}; {last_good(settings.out)}; {_REMEDY}"
             )
 
 
 _REMEDY = "try a lower learning_rate, or dtype float32"
-
-
-def _last_checkpoint(settings: PretrainSettings) -> str:
-    steps = saved_steps(settings.out)
-    return (
-        f"the last good checkpoint is {checkpoint_path(settings.out, steps[-1])}"
-        if steps
-        else "there is no checkpoint yet"
-    )
 
 
 def _not_finite(job: _Job, seen: list[tuple[torch.Tensor, Any]], processes: Processes) -> str:
@@ -327,7 +318,7 @@ def _not_finite(job: _Job, seen: list[tuple[torch.Tensor, Any]], processes: Proc
         for name in sorted({name for name, _ in bad})
     )
     what = f"the loss is not finite ({where})" if bad else "the losses are finite but a gradient is not"
-    return f"step {step + 1}: {what}; {_last_checkpoint(settings)}; {_REMEDY}"
+    return f"step {step + 1}: {what}; {last_good(settings.out)}; {_REMEDY}"
 
 
 def _note(scores: dict[str, Score]) -> str:

@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
     assert "not finite (sentence_pair examples " in message
     assert message.startswith("step 5: ")
     assert message.endswith(
-        f"the last good checkpoint is {run.out}/checkpoints/step_00000004; try a lower learning_rate, or dtype float32"
+        f"the last good checkpoint is {run.out}/checkpoints/step-00000004; try a lower learning_rate, or dtype float32"
     )
     last = max((run.out / "checkpoints").iterdir())
     assert torch.isfinite(load_file(last / "state.safetensors")["best"]).all()
@@ -308,8 +308,8 @@ def test_only_two_checkpoints_stay(settings: Make) -> None:
     run = settings(steps=6, save_every=1, formats=["unified"])
     pretrain(run)
     assert [path.name for path in sorted((run.out / "checkpoints").iterdir())] == [
-        "step_00000005",
-        "step_00000006",
+        "step-00000005",
+        "step-00000006",
     ]
 
 
