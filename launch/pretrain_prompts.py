@@ -50,13 +50,8 @@ def main() -> int:
         from pretrain.distributed import end_processes, lost_process
         from pretrain.engine import pretrain
 
-        try:
+        with lost_process():
             pretrain(settings, deepspeed_config, should_stop=lambda: bool(_stop_asked))
-        except RuntimeError as error:
-            lost = lost_process(error)
-            if lost is None:
-                raise
-            raise lost from error
         end_processes()
     except ENDINGS as error:
         return end(error, ended=lambda: bool(_stop_asked))

@@ -44,7 +44,7 @@ class Processes:
         if self.world > 1:
             import deepspeed.comm
 
-            with _lost_process():
+            with lost_process():
                 deepspeed.comm.all_reduce(tensor)
         return tensor
 
@@ -53,7 +53,7 @@ class Processes:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        with _lost_process():
+        with lost_process():
             torch.distributed.all_gather_object(values, value)
         return values
 
@@ -62,33 +62,30 @@ class Processes:
         if self.world > 1:
             import deepspeed.comm
 
-            with _lost_process():
+            with lost_process():
                 deepspeed.comm.barrier()
 
 
-def lost_process(error: RuntimeError) -> MachineError | None:
-    """What to say when a collective failed because another process is gone; None for any other error."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    signs = ("connection", "gloo", "nccl", "peer", "socket", "broken pipe", "timed out")
-    if not isinstance(error, torch.distributed.DistError) and not any(
-        sign in reason.lower() for sign in signs
-    ):
-        return None
-    return MachineError(
-        f"lost another process of the job ({reason[:120]}); start the same command again to go on from the last "
-        "checkpoint"
-    )
-
-
 @contextlib.contextmanager
-def _lost_process() -> Iterator[None]:
+def lost_process() -> Iterator[None]:
+    """Say in one line that a collective failed because another process is gone; other errors pass through.
+
+    Raises:
+        MachineError: another process of the job is gone.
+    """
     try:
         yield
     except RuntimeError as error:
-        lost = lost_process(error)
-        if lost is None:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        signs = ("connection", "gloo", "nccl", "peer", "socket", "broken pipe", "timed out")
+        if not isinstance(error, torch.distributed.DistError) and not any(
+            sign in reason.lower() for sign in signs
+        ):
             raise
-        raise lost from error
+        raise MachineError(
+            f"lost another process of the job ({reason[:120]}); start the same command again to go on from the last "
+            "checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from corpora.common.rng import generator
 
 if TYPE_CHECKING:
     from corpora.tokenizer import Tokenizer
+    from pretrain.backbone import Backbone
 
 TOPICS = {
     "river": ["boat", "water", "fish", "bridge", "bank", "stone", "mill", "flood"],
@@ -134,6 +135,14 @@ def backbone_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path, 
     shutil.copytree(tokenizer_dir, folder)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(backbone_dir: Path) -> Backbone:
+    """The small random T5, loaded for the tests of one file."""
+    from pretrain.backbone import load_backbone
+
+    return load_backbone(backbone_dir)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,9 @@ from corpora.formats import Verbalizer
 from corpora.tokenizer import Tokenizer
 from finetune.inputs import Item
 from finetune.score import Scores, score_items
-from pretrain.backbone import Backbone, load_backbone
+from pretrain.backbone import Backbone
 
 N, P = 11, 4
-
-
-@pytest.fixture(scope="module")
-def backbone(backbone_dir: Path) -> Backbone:
-    return load_backbone(str(backbone_dir))
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,8 @@ from pretrain.artifact import (
     prompt_fingerprint,
     save_prompt,
 )
-from pretrain.backbone import Backbone, load_backbone
+from pretrain.backbone import Backbone
 from pretrain.prompts import insert_prompts
-
-
-@pytest.fixture(scope="module")
-def backbone(backbone_dir: Path) -> Backbone:
-    return load_backbone(backbone_dir)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.tokenizer import Tokenizer
-from pretrain.backbone import Backbone, load_backbone
+from pretrain.backbone import Backbone
 from pretrain.batching import collate, example_losses
 from pretrain.prompts import (
     INITIALISERS,
@@ -24,11 +23,6 @@ from pretrain.prompts import (
     insert_prompts,
     word_pieces,
 )
-
-
-@pytest.fixture(scope="module")
-def backbone(backbone_dir: Path) -> Backbone:
-    return load_backbone(backbone_dir)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
