@@ -9,21 +9,29 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from pathlib import Path
+from statistics import mean
 
 from corpora.common.progress import say
 from corpora.common.settings import make_settings, read_yaml
-from launch.pocket.demo import BACKBONE, CONFIG, build_corpora, fewshot_values, pretrain_prompts, write_world
+from launch.pocket.demo import (
+    BACKBONE,
+    CONFIG,
+    METHODS,
+    build_corpora,
+    fewshot_values,
+    pretrain_prompts,
+    write_world,
+)
 from launch.pocket.tasks import DEMO_TASKS
 
 SEED = 77
 RATES = (0.3, 1.0)
-FT_RATES = (3e-4, 1e-3)
-METHODS = ("ft", "vanilla_pt", "lm_adaption", "ppt", "hybrid_ppt")
+FT_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (100, 101)
 
 
-def choose(out: Path) -> dict[str, dict[float, float]]:
-    """Mean dev score of each method and rate; the best of each is what demo.yaml should say."""
+def choose(out: Path) -> dict[str, dict[float, tuple[float, float]]]:
+    """Mean dev score and dev loss of each method and rate; the best score (then loss) of each is what demo.yaml should say."""
     from finetune.fewshot import run_fewshot
     from finetune.results import Results
     from finetune.settings import FewshotSettings
@@ -41,16 +49,18 @@ def choose(out: Path) -> dict[str, dict[float, float]]:
         "max_test": 50,  # test scores are not looked at
     }
     run_fewshot(make_settings(FewshotSettings, values, "choose_rates"))
-    scores: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in Results(out / "fewshot").rows.values():
-        scores[row["method"]][row["learning_rate"]].append(row["dev"])
-    means = {
-        method: {rate: sum(found) / len(found) for rate, found in sorted(rates.items())}
-        for method, rates in scores.items()
-    }
+    rows = Results(out / "fewshot").rows.values()
+    means: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
+    for method in METHODS:
+        for rate in FT_RATES if method == "ft" else RATES:
+            found = [row for row in rows if (row["method"], row["learning_rate"]) == (method, rate)]
+            means[method][rate] = (mean(row["dev"] for row in found), mean(row["dev_loss"] for row in found))
     for method, rates in means.items():
-        best = max(rates, key=lambda rate: rates[rate])
-        say(f"{method}: {best:g}   " + "  ".join(f"{rate:g}: {mean:.3f}" for rate, mean in rates.items()))
+        best = min(rates, key=lambda rate: (-rates[rate][0], rates[rate][1]))
+        found_here = "  ".join(
+            f"{rate:g}: {dev:.3f} (loss {loss:.3f})" for rate, (dev, loss) in rates.items()
+        )
+        say(f"{method}: {best:g}   {found_here}")
     return means
 
 

@@ -49,11 +49,11 @@ class Stages:
         self.seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def write_world(folder: Path, world: dict[str, int], tasks: tuple[str, ...], side: str = "test") -> None:
+def write_world(folder: Path, world: dict[str, Any], tasks: tuple[str, ...], side: str = "test") -> None:
     """Write documents, reviews and labelled sets of one draw of the world, unless they are there."""
     if (folder / "reviews.jsonl").exists():
         return
-    write_documents(folder / "documents.jsonl", world["documents"], world["seed"], world["cast"])
+    write_documents(folder / "documents.jsonl", world["documents"], world["seed"], relay=world["relay"])
     write_tasks(folder / "data", tasks, world["seed"], side, world["train"], world["test"])
     write_reviews(folder / "reviews.jsonl", world["reviews"], world["seed"])
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from launch.pocket.pages import LETTERS, PAIR_KINDS, SENTENCE_KINDS, SINGLE_KINDS, WORD_KINDS, Page, Pages
+from corpora.tokenizer import LETTERS
+from launch.pocket.pages import FIRST, SECOND, THIRD, Page, Pages
 from launch.pocket.world import World, words
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 def probe_pages(n: int, seed: int = 77) -> dict[str, list[Page]]:
     """`n` pages of each kind, every one with its instruction, by names like `pair together` and `choice4 person`."""
     drawn = Pages(World(seed, "trial", "probes"), bare=0.0)
-    found = {f"pair {kind}": [drawn.pair(kind) for _ in range(n)] for kind in PAIR_KINDS}
+    found = {f"pair {kind}": [drawn.pair(kind) for _ in range(n)] for kind in FIRST.pairs}
     for options in (2, 4, 6):
-        for kind in (*SENTENCE_KINDS, "repeat"):
+        for kind in (*SECOND.sentences, *THIRD.sentences, "repeat"):
             found[f"choice{options} {kind}"] = [drawn.sentence_choice(kind, options) for _ in range(n)]
-    for kind in WORD_KINDS:
+    for kind in {**FIRST.words, **THIRD.words}:
         found[f"words {kind}"] = [drawn.word_choice(kind, 10) for _ in range(n)]
-    for kind in SINGLE_KINDS:
+    for kind in {**FIRST.singles, **THIRD.singles}:
         found[f"single {kind}"] = [drawn.single(kind) for _ in range(n)]
     for kind in ("together", "apart"):
         found[f"lettered {kind}"] = [drawn.pair_letters(kind) for _ in range(n)]
@@ -44,7 +45,13 @@ def candidates(page: Page) -> list[str]:
     if "{one}" in page["pattern"]:
         return ["no", "maybe", "yes"]
     lists = words()
-    by_kind = {"thing": lists.levels, "human": lists.levels, "who": lists.names}
+    by_kind = {
+        "thing": lists.levels,
+        "human": lists.levels,
+        "who": lists.names,
+        "mover": lists.names,
+        "mate": lists.names,
+    }
     return by_kind.get(page["kind"], lists.places)
 
 

@@ -2,7 +2,10 @@
 
 OUT/world/          documents, pages (cloze records, easy ones first) and some of them as plain text
 OUT/vocabulary/     a sentencepiece vocabulary
-OUT/backbone/       the pocket backbone; OUT/backbone_lm/ its LM-adapted copy
+OUT/first/          what the first course of pages makes, from scratch
+OUT/second/         the second course, from those weights
+OUT/backbone/       the pocket backbone: the third course, from those
+OUT/backbone_lm/    its LM-adapted copy
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from typing import Any
 from corpora.common.files import atomic_folder, dump_json, read_json, write_text_atomic
 from corpora.common.progress import say
 from corpora.common.settings import make_settings, read_yaml
-from launch.pocket.pages import as_text, instructions, pages, write_pages
+from launch.pocket.pages import as_text, instructions, pages, write_pages, write_records
+from launch.pocket.probes import probe_pages
 from launch.pocket.world import HERE, words, write_documents
 
 RECIPE = HERE / "backbone.yaml"
 LOOK_WORDS = "The correct one is This was what right near with and the in but while"
 SHIPPED = ("model.safetensors", "config.json", "spiece.model", "tokenizer.json", "tokenizer_config.json")
-STAGES = ("world", "backbone", "lm_adapted")
+STAGES = ("world", "first", "second", "backbone", "lm_adapted")
 
 
 def write_world(out: Path, recipe: dict[str, Any]) -> None:
@@ -32,15 +36,24 @@ def write_world(out: Path, recipe: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_documents(folder / "documents.jsonl", world["documents"], world["seed"])
-    write_pages(folder / "pages.jsonl", world["pages"], world["seed"])
-    every = world["pages"] // world["pages_as_text"]
-    chosen = islice(pages(world["pages"], world["seed"]), 0, None, every)
+    for course, n in world["pages"].items():
+        write_pages(folder / f"{course}.jsonl", n, world["seed"], course)
+    found = probe_pages(100)
+    for name in world["probes"]:
+        write_records(probe_file(folder, name), found[name])
+    n = world["pages"]["first"]
+    chosen = islice(pages(n, world["seed"]), 0, None, n // world["pages_as_text"])
     # sentencepiece makes a piece of what stands in two surroundings: every word on its own, with and without a full stop.
     write_text_atomic(
         folder / "words.txt",
         "\n".join(f"{word} {word}. {word}? {word} {word}" for word in every_word()) + "\n",
     )
     write_text_atomic(folder / "pages.txt", "\n\n".join(as_text(page) for page in chosen) + "\n")
+
+
+def probe_file(folder: Path, name: str) -> Path:
+    """Where the pages of a probe lie, which stand for an ability while a backbone is trained."""
+    return folder / f"{name.replace(' ', '_')}.jsonl"
 
 
 def every_word() -> list[str]:
@@ -62,24 +75,36 @@ def every_word() -> list[str]:
 
 
 def train_settings(out: Path, recipe: dict[str, Any], stage: str) -> Any:
-    """The settings of one of the two `ppt backbone train` jobs."""
+    """The settings of one of the four `ppt backbone train` jobs."""
     from pretrain.backbone_settings import BackboneTrainSettings
 
     world = out / "world"
-    values = dict(recipe[stage])
-    if stage == "backbone":
-        values |= {
-            "out": str(out / "backbone"),
-            "tokenizer": str(out / "vocabulary"),
-            "text": [str(world / "documents.jsonl")],
-            "cloze": [str(world / "pages.jsonl")],
+    documents = str(world / "documents.jsonl")
+    probes = [str(probe_file(world, name)) for name in recipe["world"]["probes"]]
+    courses = {
+        "first": None,
+        "second": "first",
+        "backbone": "second",
+    }  # stage -> the one whose weights it starts from
+    if stage in courses:
+        pages_of = "third" if stage == "backbone" else stage
+        places: dict[str, Any] = {
+            "out": str(out / stage),
+            "text": [documents],
+            "cloze": [str(world / f"{pages_of}.jsonl")],
         }
+        before = courses[stage]
+        if before is None:
+            places["tokenizer"] = str(out / "vocabulary")
+        else:
+            places |= {"init": str(out / before), "eval_cloze": probes}
     else:
-        values |= {
+        places = {
             "out": str(out / "backbone_lm"),
             "init": str(out / "backbone"),
-            "text": [str(world / "documents.jsonl"), str(world / "pages.txt")],
+            "text": [documents, str(world / "pages.txt")],
         }
+    values = {**recipe[stage], **places}
     return make_settings(BackboneTrainSettings, values, f"{RECIPE} {stage}")
 
 
@@ -95,7 +120,7 @@ def make(out: Path, stages: tuple[str, ...] = STAGES) -> None:
         if not (out / "vocabulary").exists():
             text = [str(out / "world" / "words.txt")]
             train_vocabulary(text, recipe["world"]["vocabulary"], out / "vocabulary", "en")
-    for stage in ("backbone", "lm_adapted"):
+    for stage in STAGES[1:]:
         if stage in stages:
             train_backbone(train_settings(out, recipe, stage))
 

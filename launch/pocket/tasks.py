@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from corpora.common.files import write_text_atomic
-from launch.pocket.world import HERE, Sentence, World
+from launch.pocket.world import HERE, Sentence, World, write_jsonl
 
 Row = dict[str, Any]
 TASK_FILES = HERE / "tasks"
-DEMO_TASKS = ("link", "sequel", "verdict", "names10")  # one each of pair, choice, single text, ten labels
-ALL_TASKS = ("person", "link", "sequel", "hero", "verdict", "stars", "names10", "topics10")
+DEMO_TASKS = ("link", "sequel", "stars", "names10")  # one each of pair, choice, single text, ten labels
+ALL_TASKS = ("person", "link", "sequel", "hero", "stars", "verdict", "names10", "topics10")
 TEN = ("river", "garden", "kitchen", "station", "school", "farm", "theatre", "harbour", "forest", "market")
 
 
@@ -38,14 +37,13 @@ def person(world: World, number: int) -> Row:
 
 
 def link(world: World, number: int) -> Row:
-    """How close are two statements: person and topic are the same (yes), one of them (maybe), neither (no)?"""
+    """How close are two statements: one topic and person (yes), one topic (maybe), neither or the person alone (no)?"""
     shared = number % 3
     topic, actor = world.topic(), world.actor()
     one = world.sentence(topic, actor)
-    same_actor = shared == 2 or (shared == 1 and world.dice.chance(0.5))
-    same_topic = shared == 2 or (shared == 1 and not same_actor)
+    same_actor = shared == 2 or (shared == 0 and world.dice.chance(0.35))
     two = world.sentence(
-        topic if same_topic else world.topic(topic),
+        topic if shared else world.topic(topic),
         actor if same_actor else world.actor(actor),
         without=one.nouns,
     )
@@ -53,19 +51,17 @@ def link(world: World, number: int) -> Row:
 
 
 def sequel(world: World, number: int) -> Row:
-    """Which of four sentences goes on with a text of two? Two wrong ones have its topic, none its person."""
-    topic, actor, dice = world.topic(), world.actor(), world.dice
+    """Which of four sentences goes on with a text of two? It has the person met last; a wrong one has the first, two have neither."""
+    topic, dice = world.topic(), world.dice
+    actor, mate, *strangers = dice.shuffled(world.words.names)
     first = world.story(topic, actor)
-    middle = first.nouns[1]
-    last = world.story(topic, actor, middle, first.nouns)
-    end = next(noun for noun in last.nouns if noun != middle)
+    last = world.meeting(topic, actor, mate, first.nouns)
     used = [*first.nouns, *last.nouns]
-    right = world.sentence(topic, actor, end, [noun for noun in used if noun != end])
-    strangers = dice.shuffled([name for name in world.words.names if name != actor])
+    right = world.sentence(topic, mate, without=used)
     wrong = [
+        world.sentence(topic, actor, without=used),
         world.sentence(topic, strangers[0], without=used),
-        world.sentence(topic, strangers[1], without=used),
-        world.sentence(world.topic(topic), strangers[2]),
+        world.sentence(world.topic(topic), strangers[1]),
     ]
     return _choice(world, f"{first.text} {last.text}", right, wrong, number % 4)
 
@@ -114,11 +110,13 @@ def stars(world: World, number: int) -> Row:
 
 
 def names10(world: World, number: int) -> Row:
-    """Who of ten persons is a text of two sentences about?"""
-    actor, topic = world.words.names[number % 10], world.topic()
+    """Whom of ten persons does a text of two sentences end with? It begins with another of the ten."""
+    ten = world.words.names[:10]
+    mate, topic = ten[number % 10], world.topic()
+    actor = world.dice.other(ten, mate)
     one = world.sentence(topic, actor)
-    two = world.sentence(topic, actor, without=one.nouns)
-    return {"text": f"{one.text} {two.text}", "label": actor}
+    two = world.meeting(topic, actor, mate, one.nouns)
+    return {"text": f"{one.text} {two.text}", "label": mate}
 
 
 def topics10(world: World, number: int) -> Row:
@@ -145,11 +143,6 @@ def rows(task: str, n: int, seed: int, side: str) -> list[Row]:
             found[key] = row
             number += 1
     return world.dice.shuffled(list(found.values()))
-
-
-def write_jsonl(path: Path, records: list[Row]) -> None:
-    """Write rows as JSON lines."""
-    write_text_atomic(path, "\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n")
 
 
 def write_tasks(folder: Path, names: tuple[str, ...], seed: int, side: str, train: int, test: int) -> None:

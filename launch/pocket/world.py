@@ -10,16 +10,18 @@ chosen on and what the demo is tested on never have a sentence in common.
 from __future__ import annotations
 
 import contextlib
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
+from corpora.common.files import write_text_atomic
 from corpora.common.rng import generator
 
 HERE = Path(__file__).parent
@@ -105,6 +107,7 @@ class Sentence:
         place: another topic's name that stands in it as a place, or "".
         thing: level 0 to 4 of the opinion of the thing, -1 without one.
         person: the same for the person.
+        mate: who is there as well, or "".
     """
 
     text: str
@@ -114,6 +117,7 @@ class Sentence:
     place: str = ""
     thing: int = -1
     person: int = -1
+    mate: str = ""
 
 
 def side_of(text: str) -> str:
@@ -208,6 +212,14 @@ class World:
                 return Sentence(text, topic, actor, (noun,), "", thing, person)
         raise LookupError(f"no opinion of {one} and {actor} is on the side {self.side}")
 
+    def meeting(self, topic: str, actor: str, mate: str, without: Sequence[str] = ()) -> Sentence:
+        """A sentence with two persons: somebody did something to a thing with somebody."""
+        while True:
+            noun = self.nouns(topic, 1, *without)[0]
+            text = f"{actor} {self.dice.pick(self.words.verbs)} the {noun} with {mate}."
+            if side_of(text) == self.side:
+                return Sentence(text, topic, actor, (noun,), mate=mate)
+
     def sentence(
         self,
         topic: str,
@@ -222,14 +234,10 @@ class World:
                 return self.opinion(topic, actor, self.dice.below(5), self.dice.below(5), one, without)
         return self.story(topic, actor, one, without)
 
-    def document(self, cast_size: int = CAST) -> list[Sentence]:
-        """A chain of 6 to 10 sentences about one topic: each shares a thing with the next.
-
-        Args:
-            cast_size: actors to draw each sentence's from; 1 makes it the story of one person.
-        """
+    def document(self) -> list[Sentence]:
+        """A chain of 6 to 10 sentences about one topic and up to four persons: each shares a thing with the next."""
         topic = self.topic()
-        cast = [self.actor() for _ in range(cast_size)]
+        cast = [self.actor() for _ in range(CAST)]
         sentences = [self.sentence(topic, self.dice.pick(cast), opinions=0.0)]
         link = sentences[0].nouns[1]
         for _ in range(5 + self.dice.below(5)):
@@ -241,20 +249,37 @@ class World:
             link = next((noun for noun in sentences[-1].nouns if noun != link), link)
         return sentences
 
+    def relay(self) -> list[Sentence]:
+        """A story of 6 to 9 sentences about one topic that tells of two or three persons in turn.
 
-def documents(n: int, seed: int, side: str = "text", cast_size: int = CAST) -> list[list[Sentence]]:
-    """`n` documents of a side, each from a stream of its own."""
-    return [World(seed, side, "document", number).document(cast_size) for number in range(n)]
+        Each has three sentences; in the middle one the same passer-by, who is in no other, does something with the person.
+        """
+        topic, dice = self.topic(), self.dice
+        passer_by, *persons = dice.shuffled(self.words.names)[: 3 + dice.below(2)]
+        sentences: list[Sentence] = []
+        used: list[str] = []
+        for person in persons:
+            for place in range(3):
+                if place == 1:
+                    sentences.append(self.meeting(topic, passer_by, person, used))
+                else:
+                    sentences.append(self.sentence(topic, person, without=used, opinions=2 * OPINIONS))
+                used = [*used, *sentences[-1].nouns][-8:]
+        return sentences
 
 
-def write_documents(path: Path, n: int, seed: int, cast_size: int = CAST) -> None:
+def documents(n: int, seed: int, side: str = "text", relay: bool = False) -> list[list[Sentence]]:
+    """`n` documents of a side, each from a stream of its own; `World.relay` with `relay`."""
+    worlds = [World(seed, side, "document", number) for number in range(n)]
+    return [world.relay() if relay else world.document() for world in worlds]
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write records as JSON lines."""
+    write_text_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_documents(path: Path, n: int, seed: int, relay: bool = False) -> None:
     """Write `n` documents as JSON lines, a sentence a line of each text."""
-    import json
-
-    from corpora.common.files import write_text_atomic
-
-    lines = [
-        json.dumps({"text": "\n".join(sentence.text for sentence in document)}, ensure_ascii=False)
-        for document in documents(n, seed, cast_size=cast_size)
-    ]
-    write_text_atomic(path, "\n".join(lines) + "\n")
+    found = documents(n, seed, relay=relay)
+    write_jsonl(path, [{"text": "\n".join(sentence.text for sentence in document)} for document in found])

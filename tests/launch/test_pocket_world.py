@@ -56,3 +56,13 @@ def test_documents_are_written_a_sentence_a_line(tmp_path: Path) -> None:
     assert [record["text"].split("\n") for record in records] == [
         [sentence.text for sentence in document] for document in documents(4, 0)
     ]
+
+
+def test_a_relay_tells_of_two_or_three_persons_in_turn() -> None:
+    for document in documents(40, seed=3, relay=True):
+        assert len({sentence.topic for sentence in document}) == 1
+        persons = [sentence.mate or sentence.actor for sentence in document]
+        assert persons == [name for name in persons[::3] for _ in range(3)]
+        assert len(set(persons)) == len(persons) // 3 in (2, 3)
+        (passer_by,) = {sentence.actor for sentence in document if sentence.mate}
+        assert passer_by not in persons
