@@ -30,6 +30,10 @@ from pretrain.artifact import prompts_folder
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "datasets", "sentencepiece", "numpy", "matplotlib")
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def opening(
     runs: list[Run],
     rows: list[Row],
@@ -46,7 +50,8 @@ def opening(
         examples = " or ".join(map(str, counts)) + " training examples"
         blocks.append(
             Text(
-                f"{len(shots)} tasks, {len({row['method'] for row in rows})} methods, {len(seeds)} seeds; {examples} a task"
+                f"{_count(len(shots), 'task')}, {_count(len({row['method'] for row in rows}), 'method')}, "
+                f"{_count(len(seeds), 'seed')}; {examples} a task"
                 + (
                     f" and {' or '.join(map(str, dev))} to choose the step and the learning rate by"
                     if dev

@@ -26,7 +26,7 @@ from launch.pocket.tasks import DEMO_TASKS
 
 SEED = 77
 RATES = (0.3, 1.0)
-FT_RATES = (3e-4, 1e-3, 3e-3)
+FT_RATES = (3e-4, 1e-3)
 SEEDS = (100, 101)
 
 

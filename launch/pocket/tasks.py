@@ -16,8 +16,8 @@ from launch.pocket.world import HERE, Sentence, World, write_jsonl
 
 Row = dict[str, Any]
 TASK_FILES = HERE / "tasks"
-DEMO_TASKS = ("link", "sequel", "stars", "names10")  # one each of pair, choice, single text, ten labels
-ALL_TASKS = ("person", "link", "sequel", "hero", "stars", "verdict", "names10", "topics10")
+DEMO_TASKS = ("related", "sequel", "stars", "names10")  # one each of pair, choice, single text, ten labels
+ALL_TASKS = ("related", "link", "sequel", "hero", "stars", "verdict", "names10", "topics10")
 TEN = ("river", "garden", "kitchen", "station", "school", "farm", "theatre", "harbour", "forest", "market")
 
 
@@ -26,13 +26,16 @@ def _in_order(world: World, one: Sentence, two: Sentence) -> dict[str, str]:
     return {"one": one.text, "two": two.text}
 
 
-def person(world: World, number: int) -> Row:
-    """Are two statements about the same person? The topic is the same in half of either."""
+def related(world: World, number: int) -> Row:
+    """Do two statements have one topic? The person is the same in half of either."""
     same = number % 2
     topic, actor = world.topic(), world.actor()
     one = world.sentence(topic, actor)
-    about = topic if world.dice.chance(0.5) else world.topic(topic)
-    two = world.sentence(about, actor if same else world.actor(actor), without=one.nouns)
+    two = world.sentence(
+        topic if same else world.topic(topic),
+        actor if world.dice.chance(0.5) else world.actor(actor),
+        without=one.nouns,
+    )
     return {**_in_order(world, one, two), "label": ("no", "yes")[same]}
 
 
@@ -126,7 +129,7 @@ def topics10(world: World, number: int) -> Row:
 
 
 MAKERS: dict[str, Callable[[World, int], Row]] = {
-    "person": person, "link": link, "sequel": sequel, "hero": hero,
+    "related": related, "link": link, "sequel": sequel, "hero": hero,
     "verdict": verdict, "stars": stars, "names10": names10, "topics10": topics10,
 }  # fmt: skip
 
