@@ -112,9 +112,14 @@ class FewshotSettings(Settings):
     def micro_batch_tokens(self) -> int:
         """Encoder tokens of a micro-batch, padding included.
 
-        On a CPU a small one that stays in the cache is faster (measured: 1,024 a quarter faster than 4,096 at 3M weights).
+        On a CPU a small one that stays in the cache is faster. Measured at 3M weights: 1,024 takes 5 % less than 2,048 in
+        float32, 2,048 takes 6 % less than 1,024 in bfloat16.
         """
-        return self.batch_tokens or (1024 if self.resolved_device == "cpu" else 16384)
+        if self.batch_tokens is not None:
+            return self.batch_tokens
+        if self.resolved_device != "cpu":
+            return 16384
+        return 2048 if self.dtype == "bfloat16" else 1024
 
     @property
     def all_shots(self) -> tuple[int, ...]:
