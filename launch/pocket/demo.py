@@ -25,9 +25,8 @@ METHODS = ("ft", "vanilla_pt", "hybrid_pt", "lm_adaption", "ppt", "hybrid_ppt", 
 NOTES = (
     "The pocket world is made up and its backbone has three million weights; nothing is scripted, every number is a row of "
     "results.jsonl. Other models and sets give other numbers.",
-    "One learning rate a method, fixed beforehand: those of Vanilla PT, PPT and Hybrid PPT were the better of two on one set of the same "
-    "world drawn from other sentences and another seed (launch/pocket/choose_rates.py); those of the other methods are guesses. No "
-    "number was tuned on these test sets.",
+    "One learning rate a method, fixed beforehand: the better of two by dev score on sets of the same world drawn from other sentences "
+    "and another seed (launch/pocket/choose_rates.py). No number was tuned on these test sets.",
 )
 FULL_NOTE = (
     "The learning rate of each cell is chosen by its dev score from the whole grid, as the protocol says."
