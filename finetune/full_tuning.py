@@ -58,7 +58,7 @@ class FullTuner:
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=trial.learning_rate,
-            fused=True,  # one pass over the weights: a third of the time on a CPU
+            fused=True,  # one pass over the weights: on a CPU an update takes a third of the time
         )
         outcome = Outcome()
         due = set(evaluation_steps(len(trial.order), options.eval_every))

@@ -12,6 +12,7 @@ from multiprocessing.queues import SimpleQueue
 import torch
 
 from corpora.common.errors import MachineError
+from corpora.common.files import drop_partials
 from corpora.common.processes import worker_pool
 from finetune.jobs import run_job
 from finetune.plan import Job
@@ -78,7 +79,10 @@ def run_jobs(
                 "a process of the few-shot run died (out of memory?); the same command goes on where it stopped"
             ) from error
         except BaseException:
-            for process in multiprocessing.active_children():
-                if process not in others:
-                    process.terminate()  # the pool would wait for the running jobs, and a job may take hours
+            workers = [process for process in multiprocessing.active_children() if process not in others]
+            for process in workers:
+                process.terminate()  # the pool would wait for the running jobs, and a job may take hours
+            for process in workers:
+                process.join()
+            drop_partials(settings.out)  # one may have been writing
             raise

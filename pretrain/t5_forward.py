@@ -3,7 +3,8 @@
 transformers' stack builds the mask and adds it to the position bias again in every layer, and computes GELU in eight
 kernels. Here both are done once, and on a CPU attention is two products around a softmax: at a few hundred tokens the
 backward of the fused kernel takes longer in float32, and ten times as long in bfloat16. Every linear layer, norm and embedding is
-still called as a module, so that ZeRO 3's gathering and layers put in their place (adapters) work. No dropout, no cache.
+still called as a module, so that ZeRO 3's gathering and layers put in their place (adapters) work. No dropout, no cache; float32 and bfloat16 (transformers keeps
+`wo` in float32 for float16 alone).
 
 Shapes besides docs/notation.md: H heads, W width of a head, Q queries, S keys.
 """

@@ -212,3 +212,12 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
 def manifest_hash(folder: str | Path) -> str:
     """SHA-256 of a folder's manifest: what later artefacts cite as their origin."""
     return hash_file(Path(folder) / "manifest.json")
+
+
+def drop_partials(folder: str | Path) -> None:
+    """Remove what processes that are gone left half-written below a folder."""
+    for partial in list(Path(folder).rglob(f"*{PARTIAL}")):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

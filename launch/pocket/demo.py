@@ -23,7 +23,7 @@ CONFIG = HERE / "demo.yaml"
 BACKBONE, LM_BACKBONE = HERE / "backbone", HERE / "backbone_lm"
 METHODS = ("ft", "vanilla_pt", "hybrid_pt", "lm_adaption", "ppt", "hybrid_ppt", "unified_ppt")
 NOTES = (
-    "The pocket world is made up and its backbone has three million weights; nothing is scripted, every number is a row of "
+    "The pocket world is made up and its backbone has 2.6 million weights; nothing is scripted, every number is a row of "
     "results.jsonl. Other models and sets give other numbers.",
     "One learning rate a method, fixed beforehand: the better of two by dev score on sets of the same world drawn from other sentences "
     "and another seed (launch/pocket/choose_rates.py). No number was tuned on these test sets.",

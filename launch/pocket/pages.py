@@ -2,7 +2,7 @@
 
 Four looks, those of the formats: `one <X> two`, `text <X>`, `query ? A . o . B . o . ? The correct one is <X>` with
 sentences or with words as options. Within a look many kinds of question are asked, told apart by an instruction in front;
-a tenth of the pages has none, and wrong options are what another kind would call right. So the bare pattern
+an eighth of the pages has none, and wrong options are what another kind would call right. So the bare pattern
 is ambiguous, and what a prompt can do is to say which kind is meant.
 """
 

@@ -60,18 +60,16 @@ def without_instruction(page: Page) -> Page:
     return {**page, "pattern": page["pattern"].split(" ? ", 1)[1]}
 
 
-def accuracy(
-    model: Any, tokenizer: Tokenizer, pages: list[Page], prompt_PD: torch.Tensor | None = None
-) -> float:
+def accuracy(model: Any, tokenizer: Tokenizer, pages: list[Page]) -> float:
     """Share of pages whose answer scores highest among its candidates.
 
     Args:
         model: a T5ForConditionalGeneration.
         tokenizer: its vocabulary.
         pages: what to ask.
-        prompt_PD: [P, D] a soft prompt before each page, or None.
     """
     from corpora.formats import Pattern
+    from pretrain.batching import pad_inputs
 
     def encoded(text: str) -> Any:
         return tokenizer.encode([text])[0]
@@ -90,21 +88,10 @@ def accuracy(
     order = np.argsort([len(ids) for ids in inputs], kind="stable")
     start = [0, tokenizer.sentinel(0)]
     for group in np.array_split(order, max(1, len(order) // 50)):
-        longest = max(len(inputs[i]) for i in group)
-        ids_BL = torch.zeros(len(group), longest, dtype=torch.long)
-        mask_BL = torch.zeros(len(group), longest, dtype=torch.long)
-        for row, i in enumerate(group):
-            ids_BL[row, : len(inputs[i])] = torch.from_numpy(np.asarray(inputs[i], dtype=np.int64))
-            mask_BL[row, : len(inputs[i])] = 1
-        embeds_BLD = model.get_input_embeddings()(ids_BL)
-        if prompt_PD is not None:
-            embeds_BLD = torch.cat([prompt_PD.expand(len(group), -1, -1).to(embeds_BLD), embeds_BLD], dim=1)
-            mask_BL = torch.cat([mask_BL.new_ones(len(group), len(prompt_PD)), mask_BL], dim=1)
+        ids_BL, mask_BL = pad_inputs([inputs[i] for i in group], tokenizer.pad_id)
         with torch.no_grad():
             logits = model(
-                inputs_embeds=embeds_BLD,
-                attention_mask=mask_BL,
-                decoder_input_ids=torch.tensor([start] * len(group)),
+                input_ids=ids_BL, attention_mask=mask_BL, decoder_input_ids=torch.tensor([start] * len(group))
             ).logits[:, 1]
         for row, i in enumerate(group):
             ids, label = answers[i]

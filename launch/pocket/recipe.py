@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from corpora.common.errors import UserError
 from corpora.common.files import atomic_folder, dump_json, read_json, write_text_atomic
 from corpora.common.progress import say
 from corpora.common.settings import make_settings, read_yaml
@@ -26,6 +27,11 @@ from launch.pocket.world import HERE, words, write_documents
 RECIPE = HERE / "backbone.yaml"
 LOOK_WORDS = "The correct one is This was what right near with and the in but while"
 SHIPPED = ("model.safetensors", "config.json", "spiece.model", "tokenizer.json", "tokenizer_config.json")
+COURSE_OF = {  # stage -> (course of its pages, stage whose weights it starts from)
+    "first": ("first", None),
+    "second": ("second", "first"),
+    "backbone": ("third", "second"),
+}
 STAGES = ("world", "first", "second", "backbone", "lm_adapted")
 
 
@@ -81,19 +87,13 @@ def train_settings(out: Path, recipe: dict[str, Any], stage: str) -> Any:
     world = out / "world"
     documents = str(world / "documents.jsonl")
     probes = [str(probe_file(world, name)) for name in recipe["world"]["probes"]]
-    courses = {
-        "first": None,
-        "second": "first",
-        "backbone": "second",
-    }  # stage -> the one whose weights it starts from
-    if stage in courses:
-        pages_of = "third" if stage == "backbone" else stage
+    if stage in COURSE_OF:
+        course, before = COURSE_OF[stage]
         places: dict[str, Any] = {
             "out": str(out / stage),
             "text": [documents],
-            "cloze": [str(world / f"{pages_of}.jsonl")],
+            "cloze": [str(world / f"{course}.jsonl")],
         }
-        before = courses[stage]
         if before is None:
             places["tokenizer"] = str(out / "vocabulary")
         else:
@@ -113,6 +113,9 @@ def make(out: Path, stages: tuple[str, ...] = STAGES) -> None:
     from pretrain.backbone_training import train_backbone
     from pretrain.vocabulary import train_vocabulary
 
+    unknown = ", ".join(sorted(set(stages) - set(STAGES)))
+    if unknown:
+        raise UserError(f"no stage {unknown}; the stages are {', '.join(STAGES)}, and ship alone")
     recipe = read_yaml(RECIPE)
     if "world" in stages:
         say("writing the world's text")

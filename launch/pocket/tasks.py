@@ -16,8 +16,8 @@ from launch.pocket.world import HERE, Sentence, World, write_jsonl
 
 Row = dict[str, Any]
 TASK_FILES = HERE / "tasks"
-DEMO_TASKS = ("related", "sequel", "stars", "names10")  # one each of pair, choice, single text, ten labels
-ALL_TASKS = ("related", "link", "sequel", "hero", "stars", "verdict", "names10", "topics10")
+DEMO_TASKS = ("link", "sequel", "stars", "names10")  # one each of pair, choice, single text, ten labels
+ALL_TASKS = ("link", "related", "sequel", "hero", "stars", "verdict", "names10", "topics10")
 TEN = ("river", "garden", "kitchen", "station", "school", "farm", "theatre", "harbour", "forest", "market")
 
 

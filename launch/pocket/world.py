@@ -1,7 +1,7 @@
 """The pocket world: readable English-like sentences and documents, drawn from a grammar and word lists.
 
-A document is a chain of short sentences about one topic: each sentence shares a thing with the next. Actors recur in
-all topics. Some sentences give an opinion of a thing and, apart from it, of a person.
+A document is a chain of short sentences about one topic, each of which shares a thing with the next, or a relay, which tells of
+persons in turn. Actors recur in all topics. Some sentences give an opinion of a thing and, apart from it, of a person.
 
 Every sentence belongs to one *side* of the world by its text (a checksum): what is shown to a backbone, what rates are
 chosen on and what the demo is tested on never have a sentence in common.
@@ -250,7 +250,7 @@ class World:
         return sentences
 
     def relay(self) -> list[Sentence]:
-        """A story of 6 to 9 sentences about one topic that tells of two or three persons in turn.
+        """A story of 6 or 9 sentences about one topic that tells of two or three persons in turn.
 
         Each has three sentences; in the middle one the same passer-by, who is in no other, does something with the person.
         """

@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_rows_and_files_of_one_that_was_n
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_processes_of_a_run_end_with_it_at_once(small_run: Any, start: Start, number: signal.Signals) -> None:
-    settings = small_run(methods=["vanilla_pt"], prompts_together=2, epochs=2000, processes=2)
+    settings = small_run(methods=["vanilla_pt"], prompts_together=2, epochs=200_000, processes=2)
     child = start(settings)
     wait_until(lambda: len(workers(child)) == 2, child)
     left = workers(child)

@@ -56,7 +56,7 @@ def test_a_micro_batch_budget_changes_rounding_only(small_run: Any) -> None:
         assert a.curve[-1]["dev_loss"] == pytest.approx(b.curve[-1]["dev_loss"], abs=1e-3)
 
 
-def test_micro_batches_hold_as_many_bytes_in_either_dtype_unless_told(small_run: Any) -> None:
+def test_micro_batches_are_larger_in_bfloat16_unless_told(small_run: Any) -> None:
     def tokens(**changes: Any) -> int:
         return int(small_run(device="cpu", **changes).micro_batch_tokens)
 
