@@ -32,12 +32,24 @@ def worker_pool(
     executor = ProcessPoolExecutor(workers, context, _start_worker, (start, arguments))
     try:
         yield executor
-    except BrokenProcessPool as error:
+    except BaseException as error:
+        _unblock(executor)
+        if not isinstance(error, BrokenProcessPool):
+            raise
         raise MachineError(
             "a worker process was ended from outside (out of memory?); the same command, with fewer --workers, goes on"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _unblock(executor: ProcessPoolExecutor) -> None:
+    """Let a broken executor end: up to Python 3.11 it waits for ever to hand work to workers that are gone (CPython issue 94777)."""
+    queue = getattr(executor, "_call_queue", None)
+    reader = getattr(queue, "_reader", None)
+    if reader is not None:
+        with contextlib.suppress(OSError):
+            reader.close()
 
 
 def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
