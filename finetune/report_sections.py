@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from corpora.common.errors import UserError
 from corpora.common.files import library_versions
+from corpora.common.settings import read_yaml
 from finetune import report_plots as plots
 from finetune.report_blocks import Code, Notes, Section, Text
 from finetune.report_read import Row, Run, read_curves
@@ -224,13 +227,18 @@ def words(
     ]
 
 
+def _task_name(named: str) -> str:
+    """The name of a task that a run's settings name by itself or by its file; the file may be gone."""
+    with contextlib.suppress(UserError):
+        return str(read_yaml(Path(named)).get("name", Path(named).stem))
+    return Path(named).stem
+
+
 def command(row: Row, run: Run) -> str:
     """The command that makes a row's line, task and number of examples again, all seeds and rates."""
     config = run.folder / "config.yaml"
     named = [str(task) for task in run.config.get("tasks") or []]
-    task = next(
-        (name for name in named if name == row["task"] or Path(name).stem == row["task"]), str(row["task"])
-    )
+    task = next((name for name in named if _task_name(name) == row["task"]), str(row["task"]))
     words = [
         "ppt",
         "fewshot",

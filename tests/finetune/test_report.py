@@ -326,6 +326,13 @@ def test_every_number_has_a_command_that_the_shell_reads(tmp_path: Path) -> None
     assert len(commands) == 4
 
 
+def test_a_command_names_the_file_whose_task_has_the_rows_name(tmp_path: Path) -> None:
+    file = tmp_path / "task.yaml"
+    file.write_text("name: sst2\n", encoding="utf-8")
+    run = write_run(tmp_path / "run", made_rows(("sst2",)), tasks=[str(file)])
+    assert f"tasks=[{file}]" in report([run], tmp_path / "out").text
+
+
 def test_chinese_names_are_drawn_or_reported_never_an_error(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
