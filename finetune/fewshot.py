@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from corpora.common.errors import UserError
 from corpora.common.files import library_versions, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
@@ -37,6 +38,7 @@ def run_fewshot(settings: FewshotSettings) -> Path:
     jobs = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out):
         results = Results(out)
+        _check_protocol(results, jobs)
         save_settings(out / "config.yaml", settings)
         write_manifest(out, "fewshot_run", {"libraries": library_versions("torch", "transformers", "numpy")})
         todo = [job for job in (unfinished(job, results) for job in jobs) if job is not None]
@@ -58,6 +60,18 @@ def run_fewshot(settings: FewshotSettings) -> Path:
             say(note)
         say(f"results: {results.path}")
     return out
+
+
+def _check_protocol(results: Results, jobs: Sequence[Job]) -> None:
+    """Refuse a folder whose rows were made under another protocol: no report could hold both."""
+    now = jobs[0].keys[0]["protocol"] if jobs else {}
+    for row in results.rows.values():
+        for name, value in now.items():
+            if row["protocol"].get(name) != value:
+                raise UserError(
+                    f'{results.path} holds rows with "{name}" {row["protocol"].get(name)}, now it is {value}; '
+                    "give this run a folder of its own (out)"
+                )
 
 
 def _one_by_one(

@@ -133,6 +133,17 @@ def test_a_wider_grid_runs_only_what_is_new_and_chooses_among_all(small_run: Any
         assert all(("test" in row) == row["chosen"] for row in grid)
 
 
+def test_rows_of_another_protocol_are_not_added_to_a_run(small_run: Any) -> None:
+    settings = small_run(methods=["vanilla_pt"], seeds=[0], epochs=1)
+    out = run_fewshot(settings)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(
+        UserError, match=r'rows with "epochs" 1, now it is 2; give this run a folder of its own'
+    ):
+        run_fewshot(small_run(methods=["vanilla_pt"], seeds=[0], epochs=2))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_several_processes_give_the_same_rows(small_run: Any, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "methods": ["vanilla_pt", "ppt"],
