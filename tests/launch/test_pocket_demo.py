@@ -37,6 +37,7 @@ def test_a_tiny_demo_goes_from_the_world_to_a_summary(
         "methods": ["vanilla_pt", "ppt"],
         "max_test": 10,
     }
+    config["full"] |= {"epochs": 1, "learning_rates": [0.3, 1.0], "max_test": 10}
     monkeypatch.setattr(demo, "read_yaml", lambda path: config)
     monkeypatch.setattr(demo, "DEMO_TASKS", ("link", "verdict"))
     demo.run_demo(tmp_path)
@@ -49,3 +50,8 @@ def test_a_tiny_demo_goes_from_the_world_to_a_summary(
     assert (tmp_path / "report.html").exists()
     table = demo.main_table((tmp_path / "report.md").read_text(encoding="utf-8"))
     assert "Vanilla PT" in table and "PPT" in table and "Settings" not in table
+    rows = (tmp_path / "fewshot" / "results.jsonl").read_bytes()
+    demo.run_demo(tmp_path, full=True)  # goes on from the same prompts, with every set and the grid
+    assert set(read_json(tmp_path / "summary.json")["tasks"]) == set(ALL_TASKS)
+    assert (tmp_path / "fewshot" / "results.jsonl").read_bytes() == rows
+    assert "whole grid" in (tmp_path / "report.md").read_text(encoding="utf-8")
