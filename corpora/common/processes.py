@@ -44,7 +44,10 @@ def worker_pool(
 
 
 def _unblock(executor: ProcessPoolExecutor) -> None:
-    """Let a broken executor end: up to Python 3.11 it waits for ever to hand work to workers that are gone (CPython issue 94777)."""
+    """Let a broken executor end.
+
+    Python 3.11.2, for one, waits for ever to hand work to workers that are gone (CPython issue 94777).
+    """
     queue = getattr(executor, "_call_queue", None)
     reader = getattr(queue, "_reader", None)
     if reader is not None:

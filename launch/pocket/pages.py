@@ -85,7 +85,7 @@ FIRST = Course(
     opening=0.14,
 )  # fmt: skip
 # The first course leaves pointing across options half learnt: at one of two or three, and only by person. The second is mostly such
-# quizzes, which ask for the same person or for another, so that the bare pattern says neither.
+# quizzes, which ask for the same person or for another.
 SECOND = Course(
     looks={"pair": 0.2, "sentence_choice": 0.44, "word_choice": 0.2, "single": 0.12, "pair_letters": 0.04},
     pairs={"together": 0.42, "apart": 0.26, "person": 0.12, "persons": 0.12, "feeling": 0.08},
@@ -369,7 +369,9 @@ def page(pattern: str, fields: dict[str, str], options: list[str], target: str, 
 
 def pages(n: int, seed: int, course: str = "first") -> Iterator[Page]:
     """`n` pages of a course, easy ones first."""
-    keys = ("pages",) if course == "first" else ("pages", course)
+    keys = (
+        ("pages",) if course == "first" else ("pages", course)
+    )  # the stream that the shipped weights' first course had
     drawn = Pages(World(seed, "text", *keys), course=COURSES[course])
     for number in range(n):
         yield drawn.page(number / n)

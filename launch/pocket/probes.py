@@ -27,7 +27,7 @@ def probe_pages(n: int, seed: int = 77) -> dict[str, list[Page]]:
     drawn = Pages(World(seed, "trial", "probes"), bare=0.0)
     found = {f"pair {kind}": [drawn.pair(kind) for _ in range(n)] for kind in FIRST.pairs}
     for options in (2, 4, 6):
-        for kind in (*SECOND.sentences, *THIRD.sentences, "repeat"):
+        for kind in {**FIRST.sentences, **SECOND.sentences, **THIRD.sentences, "repeat": 0.0}:
             found[f"choice{options} {kind}"] = [drawn.sentence_choice(kind, options) for _ in range(n)]
     for kind in {**FIRST.words, **THIRD.words}:
         found[f"words {kind}"] = [drawn.word_choice(kind, 10) for _ in range(n)]

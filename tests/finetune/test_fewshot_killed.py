@@ -161,6 +161,9 @@ def test_a_real_refusal_in_the_middle_of_a_write_is_one_line_and_exit_1(
 ) -> None:
     long = {"epochs": 60, "eval_every": 1} if place == "curves/" else {"epochs": 1}
     settings = small_run(methods=["vanilla_pt"], prompts_together=2, processes=processes, **long)
+    (Path(settings.out) / "curves").mkdir(parents=True)
+    if processes > 1:  # what a worker leaves that is ended in the middle of a write
+        (Path(settings.out) / "curves" / "left.jsonl.partial").write_bytes(b"half")
     child = start(
         settings, limited(3500)
     )  # room for the two rows of the first job, not for those of the second

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from corpora.common.errors import UserError
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
 from corpora.tokenizer import Tokenizer
 from launch.pocket.demo import BACKBONE, LM_BACKBONE
 from launch.pocket.probes import probe
-from launch.pocket.recipe import RECIPE, every_word, train_settings
+from launch.pocket.recipe import RECIPE, every_word, make, train_settings
 
 MOST_BYTES = 8_000_000
 
@@ -57,3 +58,11 @@ def test_the_backbone_holds_its_abilities_and_leaves_a_prompt_room() -> None:
     assert {name: told for name, (told, _) in found.items() if told < LEAST[name]} == {}
     gaps = [told - bare for told, bare in found.values()]
     assert sum(gaps) / len(gaps) > 0.2
+
+
+def test_the_recipe_refuses_a_stage_that_it_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="no stage shp; the stages are world, first, second, backbone, lm_adapted"
+    ):
+        make(tmp_path, ("shp",))
+    assert not list(tmp_path.iterdir())

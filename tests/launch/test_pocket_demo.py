@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from corpora.common.files import read_json
 from corpora.common.settings import make_settings, read_yaml
 from finetune.settings import FewshotSettings
-from launch.pocket import demo
+from launch.pocket import choose_rates, demo
 from launch.pocket.tasks import ALL_TASKS, DEMO_TASKS
+from launch.pocket.world import side_of
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -55,3 +58,25 @@ def test_a_tiny_demo_goes_from_the_world_to_a_summary(
     assert set(read_json(tmp_path / "summary.json")["tasks"]) == set(ALL_TASKS)
     assert (tmp_path / "fewshot" / "results.jsonl").read_bytes() == rows
     assert "whole grid" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_rates_are_compared_by_dev_scores_on_the_trial_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_yaml(demo.CONFIG)
+    config["world"] |= {"documents": 60, "reviews": 400, "train": 200, "test": 10}
+    config["pretrain"] |= {"steps": 2, "eval_every": 2, "eval_examples": 4, "batch_size": 2, "processes": 1}
+    config["fewshot"] |= {"epochs": 1, "processes": 1}
+    monkeypatch.setattr(choose_rates, "read_yaml", lambda path: config)
+    monkeypatch.setattr(choose_rates, "METHODS", ("vanilla_pt", "ppt"))
+    monkeypatch.setattr(choose_rates, "DEMO_TASKS", ("link",))
+    means = choose_rates.choose(tmp_path)
+    assert {method: list(rates) for method, rates in means.items()} == {
+        "vanilla_pt": [0.3, 1.0],
+        "ppt": [0.3, 1.0],
+    }
+    rows = [json.loads(line) for line in (tmp_path / "fewshot" / "results.jsonl").read_text().splitlines()]
+    own = [row for row in rows if (row["method"], row["learning_rate"]) == ("ppt", 1.0)]
+    assert means["ppt"][1.0] == (mean(row["dev"] for row in own), mean(row["dev_loss"] for row in own))
+    texts = [json.loads(line)["one"] for line in (tmp_path / "world/data/link/train.jsonl").open()]
+    assert {side_of(text) for text in texts} == {"trial"}

@@ -11,6 +11,7 @@ import pytest
 from corpora.common.errors import MachineError, UserError
 from corpora.common.files import (
     atomic_folder,
+    drop_partials,
     hash_json,
     read_json,
     read_manifest,
@@ -91,3 +92,13 @@ def test_manifest_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", {"kind": "store", "format_version": 99})
     with pytest.raises(UserError, match="format version 99"):
         read_manifest(tmp_path, "store")
+
+
+def test_what_is_half_written_below_a_folder_is_dropped_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "prompts" / "a.partial").mkdir(parents=True)
+    (tmp_path / "prompts" / "a.partial" / "one.partial").write_bytes(b"half")
+    (tmp_path / "prompts" / "b").mkdir()
+    (tmp_path / "prompts" / "b" / "partial").write_bytes(b"whole")
+    (tmp_path / "two.jsonl.partial").write_bytes(b"half")
+    drop_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["b", "partial", "prompts"]
