@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 from corpora.common.errors import Stopped
+from launch.arguments import AsJson, Language, new_app, print_result
+from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
@@ -21,17 +22,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _app(text: str) -> typer.Typer:
-    return typer.Typer(help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-app = _app("Pre-trained prompt tuning: raw text in, soft prompts and few-shot tables out.")
-corpora_app = _app("Raw text to task corpora.")
-label_app = _app("The pseudo-labeller of single texts.")
-backbone_app = _app("Vocabularies and backbones of your own.")
-prompts_app = _app("Prompts on disk: look at them, take them elsewhere, bring others in.")
+app = new_app("Pre-trained prompt tuning: raw text in, soft prompts and few-shot tables out.")
+backbone_app = new_app("Vocabularies and backbones of your own.")
+prompts_app = new_app("Prompts on disk: look at them, take them elsewhere, bring others in.")
 app.add_typer(corpora_app, name="corpora")
-corpora_app.add_typer(label_app, name="label")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(prompts_app, name="prompts")
 
@@ -40,25 +34,6 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the file, nested ones as a.b=1."),
 ]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file of settings.")]
-Language = Literal["en", "zh", "auto"]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-
-
-def _print(value: Any, as_json: bool, text: str) -> None:
-    """Results go to standard output, as text or as JSON."""
-    try:
-        sys.stdout.write(
-            json.dumps(value, ensure_ascii=False, indent=1) + "\n" if as_json else text.rstrip() + "\n"
-        )
-        sys.stdout.flush()
-    except OSError as error:
-        # What stays in the buffer would be refused once more at exit, in Python's words and with exit code 120.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OSError(error.errno, error.strerror, "standard output") from error
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 @app.command()
@@ -73,113 +48,6 @@ def demo(
     from launch.pocket.demo import run_demo
 
     run_demo(out, full=full)
-
-
-@corpora_app.command("build")
-def corpora_build(
-    text: Annotated[list[str], typer.Option("--text", help="Files, folders, globs or hub:NAMESPACE/NAME.")],
-    tokenizer: Annotated[str, typer.Option(help="Folder, *.model file or hub name.")],
-    out: Annotated[Path, typer.Option(help="Folder of the build.")],
-    formats: Annotated[
-        str | None, typer.Option(help="Comma-separated; default: all that can be built.")
-    ] = None,
-    labeller: Annotated[
-        str | None, typer.Option(help="Folder of a labeller, or a classifier by name.")
-    ] = None,
-    labeller_words: Annotated[
-        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
-    ] = None,
-    unit: Annotated[
-        Literal["paragraphs", "sentences"], typer.Option(help="What a document is cut into.")
-    ] = "paragraphs",
-    language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
-    text_field: Annotated[
-        str, typer.Option(help="Field that holds the text in JSONL, CSV and Parquet.")
-    ] = "text",
-    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
-    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.05,
-    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
-    balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
-    keep_text: Annotated[bool, typer.Option(help="Keep the text beside the token ids.")] = True,
-) -> None:
-    """Build the sentence store and the task corpora of every format.
-
-    Example: ppt corpora build --text news.jsonl.gz --tokenizer google/t5-v1_1-small --out runs/corpora
-    """
-    from corpora.build import BuildSettings, build
-    from corpora.common.settings import make_settings
-
-    values: dict[str, Any] = {
-        "text": text, "tokenizer": tokenizer, "out": str(out), "labeller": labeller, "unit": unit,
-        "language": language, "text_field": text_field, "workers": workers, "seed": seed, "strict": strict,
-        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text,
-    }  # fmt: skip
-    if formats is not None:
-        values["formats"] = _split(formats)
-    if labeller_words is not None:
-        values["labeller_words"] = _split(labeller_words)
-    build(make_settings(BuildSettings, values, "ppt corpora build"))
-
-
-@corpora_app.command("show")
-def corpora_show(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
-    n: Annotated[int, typer.Option("-n", help="Examples of each format.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of examples.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Print readable examples and label counts.
-
-    Example: ppt corpora show runs/corpora -n 3
-    """
-    from corpora.show import as_text, describe
-
-    build = describe(folder, n, seed)
-    _print(build, as_json, as_text(build))
-
-
-@label_app.command("train")
-def label_train(
-    reviews: Annotated[Path, typer.Option(help="JSONL or CSV with the fields text and label.")],
-    out: Annotated[Path, typer.Option(help="Folder of the labeller.")],
-    test: Annotated[Path | None, typer.Option(help="Held-out file; default: a part of the reviews.")] = None,
-    words: Annotated[str | None, typer.Option(help="A label word a class, comma-separated.")] = None,
-    language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-) -> None:
-    """Train the linear pseudo-labeller on star reviews.
-
-    Example: ppt corpora label train --reviews reviews.jsonl --out runs/labeller
-    """
-    from corpora.labeller import train
-
-    train(reviews, out, test=test, words=_split(words) if words else None, language=language, seed=seed)
-
-
-@label_app.command("apply")
-def label_apply(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
-    labeller: Annotated[str, typer.Option(help="Folder of a labeller, or a classifier by name.")],
-    labeller_words: Annotated[
-        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
-    ] = None,
-    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
-    balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
-    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
-) -> None:
-    """Label the units of a build and draw its single_text corpus.
-
-    Example: ppt corpora label apply runs/corpora --labeller runs/labeller
-    """
-    from corpora.build import LabelSettings, apply_labeller
-    from corpora.common.settings import make_settings
-
-    values: dict[str, Any] = {"keep": keep, "balance": balance, "workers": workers}
-    if labeller_words is not None:
-        values["labeller_words"] = _split(labeller_words)
-    apply_labeller(folder, labeller, make_settings(LabelSettings, values, "ppt corpora label apply"))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -253,7 +121,7 @@ def report(
     from finetune.report import report as make_report
 
     made = make_report(list(runs), out if out is not None else runs[0], backbone=backbone)
-    _print(made.summary, as_json, made.text)
+    print_result(made.summary, as_json, made.text)
 
 
 @prompts_app.command("show")
@@ -269,7 +137,7 @@ def prompts_show(
     from launch.prompt_commands import describe_prompt
 
     value, text = describe_prompt(folder, backbone)
-    _print(value, as_json, text)
+    print_result(value, as_json, text)
 
 
 @prompts_app.command("export")

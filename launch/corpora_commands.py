@@ -1,0 +1,121 @@
+"""`ppt corpora`: raw text to task corpora, and the pseudo-labeller of single texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from launch.arguments import AsJson, Language, new_app, print_result, split_names
+
+corpora_app = new_app("Raw text to task corpora.")
+label_app = new_app("The pseudo-labeller of single texts.")
+corpora_app.add_typer(label_app, name="label")
+
+
+@corpora_app.command("build")
+def corpora_build(
+    text: Annotated[list[str], typer.Option("--text", help="Files, folders, globs or hub:NAMESPACE/NAME.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder, *.model file or hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder of the build.")],
+    formats: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: all that can be built.")
+    ] = None,
+    labeller: Annotated[
+        str | None, typer.Option(help="Folder of a labeller, or a classifier by name.")
+    ] = None,
+    labeller_words: Annotated[
+        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
+    ] = None,
+    unit: Annotated[
+        Literal["paragraphs", "sentences"], typer.Option(help="What a document is cut into.")
+    ] = "paragraphs",
+    language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
+    text_field: Annotated[
+        str, typer.Option(help="Field that holds the text in JSONL, CSV and Parquet.")
+    ] = "text",
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
+    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.05,
+    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
+    balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
+    keep_text: Annotated[bool, typer.Option(help="Keep the text beside the token ids.")] = True,
+) -> None:
+    """Build the sentence store and the task corpora of every format.
+
+    Example: ppt corpora build --text news.jsonl.gz --tokenizer google/t5-v1_1-small --out runs/corpora
+    """
+    from corpora.build import BuildSettings, build
+    from corpora.common.settings import make_settings
+
+    values: dict[str, Any] = {
+        "text": text, "tokenizer": tokenizer, "out": str(out), "labeller": labeller, "unit": unit,
+        "language": language, "text_field": text_field, "workers": workers, "seed": seed, "strict": strict,
+        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text,
+    }  # fmt: skip
+    if formats is not None:
+        values["formats"] = split_names(formats)
+    if labeller_words is not None:
+        values["labeller_words"] = split_names(labeller_words)
+    build(make_settings(BuildSettings, values, "ppt corpora build"))
+
+
+@corpora_app.command("show")
+def corpora_show(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
+    n: Annotated[int, typer.Option("-n", help="Examples of each format.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of examples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print readable examples and label counts.
+
+    Example: ppt corpora show runs/corpora -n 3
+    """
+    from corpora.show import as_text, describe
+
+    build = describe(folder, n, seed)
+    print_result(build, as_json, as_text(build))
+
+
+@label_app.command("train")
+def label_train(
+    reviews: Annotated[Path, typer.Option(help="JSONL or CSV with the fields text and label.")],
+    out: Annotated[Path, typer.Option(help="Folder of the labeller.")],
+    test: Annotated[Path | None, typer.Option(help="Held-out file; default: a part of the reviews.")] = None,
+    words: Annotated[str | None, typer.Option(help="A label word a class, comma-separated.")] = None,
+    language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Train the linear pseudo-labeller on star reviews.
+
+    Example: ppt corpora label train --reviews reviews.jsonl --out runs/labeller
+    """
+    from corpora.labeller import train
+
+    train(reviews, out, test=test, words=split_names(words) if words else None, language=language, seed=seed)
+
+
+@label_app.command("apply")
+def label_apply(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
+    labeller: Annotated[str, typer.Option(help="Folder of a labeller, or a classifier by name.")],
+    labeller_words: Annotated[
+        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
+    balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
+) -> None:
+    """Label the units of a build and draw its single_text corpus.
+
+    Example: ppt corpora label apply runs/corpora --labeller runs/labeller
+    """
+    from corpora.build import LabelSettings, apply_labeller
+    from corpora.common.settings import make_settings
+
+    values: dict[str, Any] = {"keep": keep, "balance": balance, "workers": workers}
+    if labeller_words is not None:
+        values["labeller_words"] = split_names(labeller_words)
+    apply_labeller(folder, labeller, make_settings(LabelSettings, values, "ppt corpora label apply"))
