@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corpora.common.files import write_bytes_atomic
-from corpora.common.processes import worker_pool
+from corpora.common.processes import process_pool
 from corpora.common.progress import Progress
 from corpora.labeller import Labeller
 from corpora.store import SentenceStore
@@ -45,7 +45,7 @@ def label_units(
                 for done in _label(store, labeller, start, stop, _path(work, start)):
                     progress.advance(done)
         else:
-            with worker_pool(workers, _start, (store.folder, labeller_folder)) as executor:
+            with process_pool(workers, _start, (store.folder, labeller_folder)) as executor:
                 running = {executor.submit(_work, *bounds, _path(work, bounds[0])): bounds for bounds in todo}
                 for future in futures.as_completed(running):
                     future.result()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from corpora.common.files import atomic_folder, read_json, write_json
-from corpora.common.processes import worker_pool
+from corpora.common.processes import process_pool
 from corpora.common.progress import Progress
 from corpora.documents import Document
 from corpora.segment import Language, Unit, detect_language, units
@@ -95,7 +95,7 @@ def make_parts(
                     maker.make(tokenizer, batch, paths[-1])
                 progress.advance(len(batch))
             return paths
-        with worker_pool(workers, _start, (maker,)) as executor:
+        with process_pool(workers, _start, (maker,)) as executor:
             running: dict[futures.Future[None], int] = {}
             for batch in every:
                 paths.append(folder / f"{len(paths):06d}")

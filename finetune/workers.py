@@ -13,7 +13,7 @@ import torch
 
 from corpora.common.errors import MachineError
 from corpora.common.files import drop_partials
-from corpora.common.processes import worker_pool
+from corpora.common.processes import process_pool
 from finetune.jobs import run_job
 from finetune.plan import Job
 from finetune.results import ResultRow
@@ -65,7 +65,7 @@ def run_jobs(
     steps: SimpleQueue[int] = multiprocessing.get_context("spawn").SimpleQueue()
     arguments = (settings, threads_each(settings.processes), steps)
     others = multiprocessing.active_children()
-    with worker_pool(processes, _start, arguments) as pool:
+    with process_pool(processes, _start, arguments) as pool:
         try:
             running = {pool.submit(_run, job) for job in jobs}
             while running:

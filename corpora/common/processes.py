@@ -1,29 +1,114 @@
-"""Worker processes that end with the process that started them."""
+"""Worker processes that end with this one, and work handed to them with results as they come."""
 
 from __future__ import annotations
 
+import concurrent.futures as futures
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from corpora.common.errors import MachineError
 
+T = TypeVar("T")
+
+AHEAD = 2  # pieces of work that wait for each worker
+
+
+class Pool(Protocol):
+    """Something that does pieces of work, here or elsewhere; `worker_pool` gives one.
+
+    Attributes:
+        workers: how many pieces are done at the same time.
+    """
+
+    workers: int
+
+    def each(self, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+        """Call `work` with each tuple of arguments.
+
+        Args:
+            work: a function of a module's top level; what it loads it keeps with `functools.lru_cache`, as a worker
+                calls it many times.
+            arguments: read only as far ahead as there are workers, so it may be a generator of large values.
+
+        Yields:
+            The number of each piece in `arguments` and its result, in the order in which they end.
+        """
+        ...
+
+
+class Here:
+    """A pool of one: this process does the work, piece by piece."""
+
+    workers = 1
+
+    def each(self, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+        """See `Pool.each`."""
+        for number, given in enumerate(arguments):
+            yield number, work(*given)
+
+
+class Processes:
+    """A pool of worker processes of this machine.
+
+    Args:
+        executor: as `process_pool` yields it.
+        workers: how many processes it has.
+    """
+
+    def __init__(self, executor: ProcessPoolExecutor, workers: int) -> None:
+        self.executor, self.workers = executor, workers
+
+    def each(self, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+        """See `Pool.each`."""
+        running: dict[futures.Future[T], int] = {}
+        for number, given in enumerate(arguments):
+            if len(running) >= self.workers * (1 + AHEAD):
+                yield from _ended(running)
+            running[self.executor.submit(work, *given)] = number
+        while running:
+            yield from _ended(running)
+
+
+def _ended(running: dict[futures.Future[T], int]) -> list[tuple[int, T]]:
+    """Wait, and take out what is done; the first failure is raised."""
+    done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+    return [(running.pop(future), future.result()) for future in done]
+
 
 @contextlib.contextmanager
-def worker_pool(
-    workers: int, start: Callable[..., None], arguments: tuple[Any, ...]
+def worker_pool(workers: int) -> Iterator[Pool]:
+    """A pool of workers that end with this process, however it ends.
+
+    Args:
+        workers: how many; with one, this process does the work.
+
+    Raises:
+        MachineError: a worker was ended from outside.
+    """
+    if workers == 1:
+        yield Here()
+    else:
+        with process_pool(workers) as executor:
+            yield Processes(executor, workers)
+
+
+@contextlib.contextmanager
+def process_pool(
+    workers: int, start: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one, however it ends.
 
     Args:
         workers: how many.
         start: called once in each, with `arguments`.
+        arguments: for `start`.
 
     Raises:
         MachineError: a worker was ended from outside.
@@ -55,7 +140,7 @@ def _unblock(executor: ProcessPoolExecutor) -> None:
             reader.close()
 
 
-def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     """Watch the parent: a worker whose parent was killed must not write beside the next run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers when someone presses Ctrl-C
     parent = multiprocessing.parent_process()
@@ -66,4 +151,5 @@ def _start_worker(start: Callable[..., None], arguments: tuple[Any, ...]) -> Non
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    start(*arguments)
+    if start is not None:
+        start(*arguments)
