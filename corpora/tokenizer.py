@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from corpora.common.files import write_bytes_atomic, write_json
 from corpora.common.hub import hub_reachable
+from corpora.words import SPACE, WordEncoder, splits_at_spaces
 
 IntArray = NDArray[np.int32]
 
@@ -31,7 +32,6 @@ GLUE = ("?", ".", ";")
 # `required_chars="".join(REQUIRED_PIECES)`; as `user_defined_symbols` they would also be cut out of words.
 REQUIRED_PIECES = (*GLUE, *LETTERS)
 SENTINELS = 100  # that T5 puts above its pieces
-SPACE = "▁"  # sentencepiece's mark of a word's beginning
 MODEL_FILE = "spiece.model"
 
 
@@ -85,24 +85,24 @@ class Tokenizer(ABC):
         """Smallest unsigned type that holds every id: uint16 or uint32."""
         return np.dtype(np.uint16 if self.size <= 1 << 16 else np.uint32)
 
-    def encode(self, texts: Iterable[str], threads: int = 1) -> list[IntArray]:
+    def encode(self, texts: Sequence[str]) -> list[IntArray]:
         """Token ids of each text, without special tokens.
 
         Args:
             texts: any strings; text that spells a sentinel or `</s>` does not become one.
-            threads: for sentencepiece; builds use processes instead.
 
         Returns:
             One int32 array [L] for each text, views of one flat array.
         """
-        lists = self._encode([_well_formed(text) for text in texts], threads)
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-        flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum()))
+        flat, starts = self.encode_flat(texts)
+        return [flat[start:end] for start, end in itertools.pairwise(starts.tolist())]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[IntArray, NDArray[np.int64]]:
+        """`encode` without cutting: int32 [L] ids of N texts end to end, and int64 [N + 1], where each starts."""
+        flat, starts = self._encode(_well_formed(texts))
         if self._never_text:  # special pieces of the model's own could be spelt by a text
             flat[np.isin(flat, list(self._never_text))] = self.unk_id
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        return [flat[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return flat, starts
 
     def piece_id(self, piece: str) -> int:
         """The id of one piece, looked up by name.
@@ -167,7 +167,7 @@ class Tokenizer(ABC):
     _never_text: frozenset[int] = frozenset()
 
     @abstractmethod
-    def _encode(self, texts: list[str], threads: int) -> list[list[int]]: ...
+    def _encode(self, texts: Sequence[str]) -> tuple[IntArray, NDArray[np.int64]]: ...
 
     @abstractmethod
     def _find(self, piece: str) -> int | None: ...
@@ -249,8 +249,16 @@ class SentencePieceTokenizer(Tokenizer):
     def _is_sentinel(self, index: int) -> bool:
         return index >= self._n_pieces or index in self._never_text
 
-    def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
-        lists: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=threads)
+    def _encode(self, texts: Sequence[str]) -> tuple[IntArray, NDArray[np.int64]]:
+        return _joined(self._lists(list(texts))) if self._words is None else self._words.encode(texts)
+
+    @cached_property
+    def _words(self) -> WordEncoder | None:
+        pieces = [self._processor.id_to_piece(index) for index in range(self._n_pieces)]
+        return WordEncoder(self._lists) if splits_at_spaces(pieces, self._lists) else None
+
+    def _lists(self, texts: list[str]) -> list[list[int]]:
+        lists: list[list[int]] = self._processor.encode(texts, out_type=int, num_threads=1)
         return lists
 
     def _find(self, piece: str) -> int | None:
@@ -305,12 +313,12 @@ class HubTokenizer(Tokenizer):
         """See `Tokenizer.save`."""
         self._tokenizer.save_pretrained(str(folder))
 
-    def _encode(self, texts: list[str], threads: int) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str]) -> tuple[IntArray, NDArray[np.int64]]:
         if not texts:
-            return []
-        found = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-        lists: list[list[int]] = found["input_ids"]
-        return lists
+            return _joined([])
+        return _joined(
+            self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
 
     def _find(self, piece: str) -> int | None:
         return self._ids.get(piece)
@@ -323,13 +331,23 @@ class HubTokenizer(Tokenizer):
             yield f"{index}\t{self._names[index]}"
 
 
-def _well_formed(text: str) -> str:
+def _well_formed(texts: Sequence[str]) -> Sequence[str]:
     """Half of a surrogate pair cannot be written as UTF-8; JSON may hold one."""
     try:
-        text.encode()
+        for text in texts:
+            if not text.isascii():
+                text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+        return [text.encode("utf-8", "replace").decode() for text in texts]
+    return texts
+
+
+def _joined(lists: list[list[int]]) -> tuple[IntArray, NDArray[np.int64]]:
+    """Lists of ids as one array, and where each starts."""
+    starts = np.zeros(len(lists) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, lists), np.int64, len(lists)), out=starts[1:])
+    flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(starts[-1]))
+    return flat, starts
 
 
 def _extra_ids(folder: Path) -> int:

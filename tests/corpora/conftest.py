@@ -164,3 +164,25 @@ def tree() -> Callable[[Path], dict[str, str]]:
         return {str(path.relative_to(folder)): hash_file(path) for path in files}
 
     return hashes
+
+
+@pytest.fixture(scope="session")
+def train_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Callable[..., Path]:
+    """Train a small sentencepiece model with the options given."""
+    import sentencepiece
+
+    def train(text: str = "", **options: object) -> Path:
+        folder = tmp_path_factory.mktemp("model")
+        (folder / "text").write_text(text or text_file.read_text(encoding="utf-8"), encoding="utf-8")
+        settings = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "vocab_size": 150} | options
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(folder / "text"),
+            model_prefix=str(folder / "made"),
+            hard_vocab_limit=False,
+            num_threads=1,
+            minloglevel=2,
+            **settings,
+        )
+        return folder / "made.model"
+
+    return train

@@ -20,28 +20,6 @@ SENTENCES = [
 CHINESE = ["小猫在河边看书。", "今天天气很好，我们去公园。", "否", "也许", "是", "很差 一般 很好 差 好"]
 
 
-@pytest.fixture(scope="session")
-def train_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Callable[..., Path]:
-    """Train a small sentencepiece model with the options given."""
-    import sentencepiece
-
-    def train(text: str = "", **options: object) -> Path:
-        folder = tmp_path_factory.mktemp("model")
-        (folder / "text").write_text(text or text_file.read_text(encoding="utf-8"), encoding="utf-8")
-        settings = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "vocab_size": 150} | options
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(folder / "text"),
-            model_prefix=str(folder / "made"),
-            hard_vocab_limit=False,
-            num_threads=1,
-            minloglevel=2,
-            **settings,
-        )
-        return folder / "made.model"
-
-    return train
-
-
 def test_ids_of_t5_come_out_as_the_method_states_them(real_data: Path) -> None:
     t5 = Tokenizer.load(real_data / "tokenizers" / "t5_spiece.model")
     assert [t5.glue(char) for char in "?.;"] == [58, 5, 117]
