@@ -65,12 +65,13 @@ class WordEncoder:
         split = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
         coded = split.values.dictionary_encode()
         rows = self._rows(coded.dictionary.to_pylist())
-        word_rows = rows[np.asarray(coded.indices)]
-        first = self._starts[word_rows]
-        lengths = self._starts[word_rows + 1] - first
-        ends = np.cumsum(lengths)
+        # First per distinct word, then per word: the table of distinct words is small and stays in the cache.
+        first_of, lengths_of = self._starts[rows], self._starts[rows + 1] - self._starts[rows]
+        words = np.asarray(coded.indices)
+        lengths = lengths_of[words]
+        ends = np.cumsum(lengths, dtype=np.int64)
         # Place j of the result is the (j - start)-th id of its word.
-        places = np.repeat(first - (ends - lengths), lengths)
+        places = np.repeat(first_of[words] - (ends - lengths), lengths)
         places += np.arange(len(places))
         starts = np.concatenate([np.zeros(1, np.int64), ends])[np.asarray(split.offsets)]
         return self._ids[places], starts
@@ -80,13 +81,16 @@ class WordEncoder:
         if len(self._numbers) > KEPT_WORDS or self._chars > KEPT_CHARS:
             self._forget()
         known = self._numbers
-        new = [word for word in words if word not in known]
-        if new:
+        rows = np.fromiter(map(known.get, words, itertools.repeat(-1)), np.int64, len(words))
+        places = np.flatnonzero(rows < 0)
+        if len(places):
+            new = [words[place] for place in places.tolist()]
             lists = self._encode(new)
+            rows[places] = np.arange(len(known), len(known) + len(new))
             known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
             self._chars += sum(map(len, new))
             lengths = np.fromiter(map(len, lists), np.int64, len(lists))
             flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum()))
             self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(lengths)])
             self._ids = np.concatenate([self._ids, flat])
-        return np.fromiter(map(known.__getitem__, words), np.int64, len(words))
+        return rows
