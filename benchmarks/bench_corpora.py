@@ -17,7 +17,8 @@ from pathlib import Path
 import sentencepiece
 
 from common_bench import finish, in_turn, ratio
-from corpora.build import BuildSettings, build
+from corpora.build import build
+from corpora.build_settings import BuildSettings
 from corpora.documents import read_documents
 
 

@@ -1,23 +1,19 @@
 """The whole build: raw text to a sentence store and the task corpora of every format.
 
 A build can be killed at any moment: the same command goes on from the last finished part and ends with the same
-bytes, for any number of workers.
+bytes, for any number of workers, shards and machines.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, field_validator
 
-from corpora.common.errors import MachineError, UserError, nearest
+from corpora.build_folder import alone, check_same, forget, remove
+from corpora.build_settings import BuildSettings, LabelSettings
+from corpora.common.errors import UserError
 from corpora.common.files import (
     PARTIAL,
     atomic_folder,
@@ -27,63 +23,34 @@ from corpora.common.files import (
     read_manifest,
     write_manifest,
 )
+from corpora.common.processes import Pool, worker_pool
 from corpora.common.progress import say
-from corpora.common.settings import Settings
-from corpora.documents import Counts, Source, find_sources, not_strict, read_documents
+from corpora.documents import not_strict
 from corpora.draws import draw
 from corpora.formats import FORMATS
 from corpora.labeller import Labeller
 from corpora.labelling import label_units
-from corpora.parts import PartMaker, make_parts, part_counts
-from corpora.segment import Language, Unit
-from corpora.store import SentenceStore, join_parts, store_manifest
+from corpora.merge import LIBRARIES, add_up, find_parts, finish_shard, make_store, shard_folder
+from corpora.parts import PartMaker, make_parts
+from corpora.sources import Source, find_sources
+from corpora.store import SentenceStore
 from corpora.task_corpus import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
+# Settings that change no byte of a build, and those that stand in its manifest by content.
+NO_IDENTITY = (
+    *("workers", "strict", "shard", "out"),
+    *("text", "tokenizer", "formats", "labeller", "labeller_words"),
+)
 MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning; T5's vocabulary has 42 % on Chinese
-LIBRARIES = ("blingfire", "numpy", "pyarrow", "sentencepiece", "zstandard")
-
-
-class LabelSettings(Settings):
-    """How labels become the `single_text` corpus."""
-
-    labeller_words: list[str] | None = None  # label words of a sequence classifier, in its order
-    keep: float = Field(default=0.2, gt=0, le=1)  # of each class, the surest that a linear labeller keeps
-    balance: bool = True  # down to the rarest class
-    workers: int = Field(default=1, ge=1)  # processes; the result is the same for any number
-
-
-class BuildSettings(LabelSettings):
-    """What a build is made of."""
-
-    text: list[str]  # files, folders, patterns, hub:namespace/name[:config][:split]
-    tokenizer: str  # folder, *.model file or hub name
-    out: str  # folder of the build
-    formats: list[str] | None = None  # None: all, single_text only with a labeller
-    labeller: str | None = None  # folder of a labeller, or a sequence classifier by name
-    unit: Unit = "paragraphs"
-    language: Language = "auto"
-    text_field: str = "text"  # of JSONL, CSV, Parquet and hub records
-    validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
-    seed: int = 0
-    keep_text: bool = True  # beside the token ids
-    strict: bool = False  # a bad record ends the build, also one that a finished store left out
-    part_chars: int = Field(default=4_000_000, ge=1)  # characters of text in a part, the unit of resuming
-
-    @field_validator("formats")
-    @classmethod
-    def _known(cls, formats: list[str] | None) -> list[str] | None:
-        for name in formats or []:
-            if name not in FORMATS:
-                raise ValueError(f'unknown format "{name}"{nearest(name, FORMATS)}')
-        return formats
 
 
 def build(settings: BuildSettings) -> Path:
-    """Build everything that `settings` ask for, or what is missing of it.
+    """Build everything that `settings` ask for, or what is missing of it; or one shard of it.
 
     Returns:
-        The build's folder: `store/`, `tokenizer/`, `<format>/`, and `labeller/` where one was given.
+        The build's folder: `store/`, `tokenizer/`, `<format>/`, and `labeller/` where one was given; of a shard,
+        `shards/i`.
 
     Raises:
         UserError: wrong input; or the folder holds a build of other settings, naming both sides.
@@ -98,34 +65,64 @@ def build(settings: BuildSettings) -> Path:
             "keep_text: false leaves the labeller nothing to read; keep the text, or give no labeller"
         )
     out = Path(settings.out)
-    fields = _identity(settings, sources, tokenizer, labeller, formats)
-    _check_same(out, fields)
-    with machine_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
-        write_manifest(out, "build", fields)
-        try:
-            store = _store(settings, sources, tokenizer, out)
-        except UserError:
-            if not (out / "store").exists():  # nothing of it is worth keeping: the text has to change
-                for path in ("manifest.json", "tokenizer", "parts"):
-                    _remove(out / path)
-                with contextlib.suppress(OSError):
-                    out.rmdir()
-            raise
-        _warn(store, labeller)
-        if labeller is not None and not (out / "labeller").exists():
-            with atomic_folder(out / "labeller") as folder:
-                labeller.save(folder)
-        missing = [name for name in formats if not (out / name).exists()]
-        for name in missing:
-            _draw(out, store, name, settings, settings.seed, settings.validation, labeller)
-        if not missing:
-            say(f"{out} was finished already")
-        _remove(out / "labels")
-        for left in out.glob(f"*{PARTIAL}"):
-            _remove(left)
-    return out
+    with worker_pool(settings.workers) as pool:
+        fields = _identity(settings, sources, tokenizer, labeller, formats)
+        check_same(out, fields)
+        with machine_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        if settings.shard is not None:
+            with alone(out, wait=True):
+                _prepare(out, fields, tokenizer, labeller)
+            if (out / "store").exists():
+                say(f"{out} is merged already; there is nothing left for a shard to do")
+                return out
+            return _shard(settings, sources, settings.shard, out, pool)
+        with alone(out):
+            try:
+                _prepare(out, fields, tokenizer, labeller)
+                if not (out / "store").exists():
+                    if _sharded(out):
+                        raise UserError(f"{out} holds shards; finish them and run ppt corpora merge {out}")
+                    _shard(settings, sources, (0, 1), out, pool)
+                    _merge(out, tokenizer, fields)
+            except UserError:
+                if not (out / "store").exists() and not _sharded(out):
+                    forget(out)  # nothing of it is worth keeping: the text has to change
+                raise
+            if settings.strict:
+                _no_drops(sources, SentenceStore.open(out / "store").manifest)
+            return _finish(out, labeller, settings, fields, pool)
+
+
+def merge(folder: str | Path, how: LabelSettings | None = None, labeller: str | None = None) -> Path:
+    """Put the shards of a build together: the store, then the task corpora.
+
+    Args:
+        folder: the build's folder, with every shard in it.
+        how: workers, and how labels become examples.
+        labeller: where the labeller is, if it is a classifier by name; a linear one lies in the build.
+
+    Returns:
+        The build's folder.
+
+    Raises:
+        UserError: the folder holds no build, a shard is missing or not finished, or the labeller is another.
+        MachineError: as `build`.
+    """
+    out = Path(folder)
+    fields = read_manifest(out, "build")
+    how = LabelSettings.model_validate(
+        (how or LabelSettings()).model_dump() | {key: fields[key] for key in ("keep", "balance")}
+    )
+    given = None
+    if fields["labeller"] is not None:
+        given = Labeller.load(labeller or out / "labeller", how.labeller_words)
+        if given.describe() != fields["labeller"]:
+            raise UserError(f"{out} was begun with another labeller than {labeller}; give that one")
+    with alone(out), worker_pool(how.workers) as pool:
+        if not (out / "store").exists():
+            _merge(out, Tokenizer.load(out / "tokenizer"), fields)
+        return _finish(out, given, how, fields, pool)
 
 
 def _formats(settings: BuildSettings, labeller: Labeller | None) -> list[str]:
@@ -148,9 +145,7 @@ def _identity(
     formats: list[str],
 ) -> dict[str, Any]:
     """What decides the bytes of a build, without paths: text and labeller by content."""
-    plain = settings.model_dump(
-        exclude={"text", "tokenizer", "out", "formats", "labeller", "labeller_words", "workers", "strict"}
-    )
+    plain = settings.model_dump(exclude=set(NO_IDENTITY))
     return {
         **plain,
         "text": [source.identity() for source in sources],
@@ -160,102 +155,91 @@ def _identity(
     }
 
 
-def _check_same(out: Path, fields: dict[str, Any]) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder for the build")
-    if not (out / "manifest.json").exists():
-        others = [path.name for path in out.iterdir() if not path.name.endswith(PARTIAL)]
-        if others:
-            raise UserError(f"{out} holds other files ({others[0]}) and no build; choose another folder")
-        return
-    there = read_manifest(out, "build")
-    for key, value in fields.items():
-        if there.get(key) != value:
+def _prepare(out: Path, fields: dict[str, Any], tokenizer: Tokenizer, labeller: Labeller | None) -> None:
+    """Write what every shard and the merge need: the settings, the tokenizer, the labeller."""
+    write_manifest(out, "build", fields)
+    for name, thing in (("tokenizer", tokenizer), ("labeller", labeller)):
+        if thing is not None and not (out / name).exists():
+            with atomic_folder(out / name) as folder:
+                thing.save(folder)
+
+
+def _sharded(out: Path) -> bool:
+    """Whether the parts here are those of several shards."""
+    folders = list((out / "shards").glob("[0-9]*"))
+    return any(
+        path.name != "0" or ((path / "manifest.json").exists() and read_manifest(path, "shard")["of"] > 1)
+        for path in folders
+    )
+
+
+def _shard(
+    settings: BuildSettings, sources: list[Source], shard: tuple[int, int], out: Path, pool: Pool
+) -> Path:
+    """Make the parts of one shard."""
+    folder = shard_folder(out, shard[0])
+    with machine_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        if (folder / "manifest.json").exists() and read_manifest(folder, "shard")["of"] != shard[1]:
             raise UserError(
-                f"{out} was built with {key} {_short(there.get(key))}, this command says {_short(value)}; "
-                "choose another folder, or remove that one"
+                f"{folder} is a shard of {read_manifest(folder, 'shard')['of']}, this command says {shard[1]}"
             )
-
-
-def _short(value: Any) -> str:
-    """A setting as a message shows it: fingerprints cut to what people compare."""
-    if isinstance(value, dict):
-        shown = {k: v[:12] if k in ("fingerprint", "sha256") else v for k, v in value.items()}
-        return "(" + ", ".join(f"{k} {v}" for k, v in shown.items()) + ")"
-    if isinstance(value, list):
-        return ", ".join(_short(item) for item in value)
-    return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder, so that two builds never write into it at once; the lock ends with the process."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MachineError(
-                f"{out}: another build is at work in this folder; wait for it or end it"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _store(settings: BuildSettings, sources: list[Source], tokenizer: Tokenizer, out: Path) -> SentenceStore:
-    """Read, segment and tokenise the text; a finished store is only opened."""
-    parts = out / "parts"
-    if not (out / "store").exists():
-        if not (out / "tokenizer").exists():
-            with atomic_folder(out / "tokenizer") as folder:
-                tokenizer.save(folder)
-        with machine_errors(parts):
-            parts.mkdir(exist_ok=True)
-        read = Counts()
-        documents = read_documents(sources, settings.strict, settings.text_field, read)
-        maker = PartMaker(str(out / "tokenizer"), settings.unit, settings.language, settings.keep_text)
-        paths = make_parts(documents, parts, maker, settings.part_chars, settings.workers)
-        counts, dropped = part_counts(paths)
-        for line in read.lines():
-            say(line)
-        if not counts.get("units"):
-            reason = "; ".join(read.lines()) or "every document is empty"
-            raise UserError(f"no text in {', '.join(settings.text)}: {reason}")
-        fields = store_manifest(
-            tokenizer,
-            counts,
-            settings.keep_text,
+        maker = PartMaker(
+            tokenizer=str((out / "tokenizer").absolute()),
             unit=settings.unit,
-            # Each document is cut by its own language; patterns and label words follow most of them.
-            language="zh" if counts["chinese_documents"] * 2 > counts["documents"] else "en",
-            sources=[source.identity() for source in sources],
-            dropped={**read.dropped, **dropped},
-            dropped_places=read.places,
-            versions=library_versions(*LIBRARIES),
+            language=settings.language,
+            keep_text=settings.keep_text,
+            text_field=settings.text_field,
+            part_bytes=settings.part_bytes,
+            strict=settings.strict,
+            shard=shard,
         )
-        with atomic_folder(out / "store") as folder:
-            join_parts(paths, folder, settings.keep_text)
-            write_manifest(folder, "store", fields)
-    _remove(parts)
+        known = make_parts(sources, folder.absolute(), maker, pool)
+        finish_shard(folder, shard, known)
+    return folder
+
+
+def _merge(out: Path, tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
+    """Join the parts of all shards to the store."""
+    sources = fields["text"]
+    parts = find_parts(out, len(sources))
+    totals = add_up(parts, sources)
+    for line in totals.read.lines():
+        say(line)
+    if not totals.counts.get("units"):
+        names = ", ".join(source["name"] for source in sources)
+        raise UserError(f"no text in {names}: {'; '.join(totals.read.lines()) or 'every document is empty'}")
+    make_store(out / "store", parts, totals, tokenizer, fields)
+
+
+def _finish(
+    out: Path, labeller: Labeller | None, how: LabelSettings, fields: dict[str, Any], pool: Pool
+) -> Path:
+    """Draw what is missing of the formats; the parts are gone then."""
+    remove(out / "shards")
     store = SentenceStore.open(out / "store")
     manifest = store.manifest
-    if settings.strict and manifest["dropped_places"]:
-        raise not_strict(*_first_dropped(sources, manifest["dropped_places"]))
     say(
         f"store: {store.n_docs:,} documents, {store.n_units:,} {manifest['unit']}, {manifest['tokens']:,} tokens; "
         f"dropped: {', '.join(f'{n} {reason}' for reason, n in manifest['dropped'].items()) or 'nothing'}"
     )
-    return store
+    _warn(store, labeller)
+    missing = [name for name in fields["formats"] if not (out / name).exists()]
+    for name in missing:
+        _draw(out, store, name, how, fields["seed"], fields["validation"], labeller)
+    if not missing:
+        say(f"{out} was finished already")
+    remove(out / "labels")
+    for left in out.glob(f"*{PARTIAL}"):
+        remove(left)
+    return out
+
+
+def _no_drops(sources: list[Source], manifest: dict[str, Any]) -> None:
+    """What `strict` says of a finished store that left bad records out."""
+    if manifest["dropped_places"]:
+        raise not_strict(*_first_dropped(sources, manifest["dropped_places"]))
 
 
 def _first_dropped(sources: list[Source], places: dict[str, list[str]]) -> tuple[str, str]:
@@ -356,10 +340,10 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     how = how or LabelSettings()
     given = Labeller.load(labeller, how.labeller_words)
     _warn(store, given)
-    with _alone(out):
-        _remove(out / "labels")  # of another labeller, perhaps
+    with alone(out):
+        remove(out / "labels")  # of another labeller, perhaps
         with atomic_folder(out / "labeller", replace=True) as partial:
             given.save(partial)
         _draw(out, store, "single_text", how, there["seed"], there["validation"], given)
-        _remove(out / "labels")
+        remove(out / "labels")
     return out / "single_text"

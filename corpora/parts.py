@@ -1,156 +1,260 @@
-"""The tokenisation pass: documents in numbered parts, made by any number of processes, each part exactly once.
+"""The tokenisation pass: sources in numbered parts, made by any number of workers, each part exactly once.
 
-Where a part ends depends on the text alone, so the parts, and the store joined of them, are the same bytes for any
-number of workers. A part appears under its name only when it is whole, and a finished part is never made again.
+Where a part ends depends on the sources alone (`pieces.py`), so the parts, and the store joined of them, are the same
+bytes for any number of workers, shards and machines. A part appears under its name only when it is whole, and a
+finished part is never made again.
 """
 
 from __future__ import annotations
 
-import concurrent.futures as futures
-import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from corpora.common.files import atomic_folder, read_json, write_json
-from corpora.common.processes import process_pool
+from corpora.common.files import atomic_folder, write_json
+from corpora.common.processes import Pool
 from corpora.common.progress import Progress
-from corpora.documents import Document
+from corpora.documents import PLACES_KEPT, not_strict
+from corpora.lines import Bad, Lines, Record
+from corpora.pieces import Block, Range, blocks, ranges
 from corpora.segment import Language, Unit, detect_language, units
-from corpora.store import StoreWriter
+from corpora.sources import Source, reading
+from corpora.store_writer import Units
 from corpora.tokenizer import Tokenizer
 
-AHEAD = 2  # parts read ahead for each worker
+MAX_UNIT = 1 << 20  # characters; a longer line is no paragraph, and is dropped and counted
+MANY_FILES = 4  # unseekable files a shard from which on each is read by one shard, not by all
 
 
 @dataclass(frozen=True)
 class PartMaker:
-    """Turns the documents of a part into the arrays of a store.
+    """Turns the records of a part into the arrays of a store.
 
     Attributes:
         tokenizer: folder of the tokenizer.
         unit: paragraphs or sentences.
         language: see `segment.units`.
         keep_text: whether the units' text is kept.
+        text_field: field or column that holds the text.
+        part_bytes: see `pieces`.
+        strict: whether a bad record ends the work.
+        shard: which of how many shards is made.
+        by_file: whether a shard reads unseekable files of its own, instead of all for some parts of each.
     """
 
     tokenizer: str
     unit: Unit
     language: Language
     keep_text: bool
+    text_field: str
+    part_bytes: int
+    strict: bool = False
+    shard: tuple[int, int] = (0, 1)
+    by_file: bool = False
 
-    def make(self, tokenizer: Tokenizer, texts: list[str], path: Path) -> None:
-        """Segment and tokenise `texts` into the folder `path`."""
-        writer = StoreWriter(tokenizer.dtype, self.keep_text)
-        documents = [units(text, self.unit, self.language) for text in texts]
-        ids = tokenizer.encode([unit for document in documents for unit in document])
-        start = no_tokens = no_units = unknown = 0
-        for document in documents:
-            ids_of = ids[start : start + len(document)]
-            start += len(document)
-            unknown += sum(int((unit_ids == tokenizer.unk_id).sum()) for unit_ids in ids_of)
-            kept = [position for position, unit_ids in enumerate(ids_of) if len(unit_ids)]
-            no_tokens += len(document) - len(kept)
-            if kept:
-                writer.add([document[k] for k in kept], [np.asarray(ids_of[k]) for k in kept], kept)
-            else:
-                no_units += 1
-        chinese = sum(detect_language(text) == "zh" for text in texts)
+    def owns(self, number: int, source: Source, part: int) -> bool:
+        """Whether a part of source `number` is this shard's."""
+        index, count = self.shard
+        return (number + (0 if self.by_file and not source.seekable else part)) % count == index
+
+    def make(self, number: int, source: Source, piece: Range | Block, path: Path) -> Made:
+        """Segment and tokenise a part into the folder `path`.
+
+        Returns:
+            How many documents it has; under `strict`, the first bad record instead.
+        """
+        tokenizer = _tokenizer(self.tokenizer)
+        lines = Lines()
+        found = _Documents(self)
+        for record in piece.records(source, self.text_field, lines):
+            found.take(record)
+            if self.strict and found.dropped:
+                ((reason, (line, *_)),) = found.places.items()
+                return Made(bad=(reason, _line(source, piece, line)))
+        table = Units.of(found.units, tokenizer, number, found.lines)
+        n_units, n_documents = len(table.position), len(found.units)
+        table = table.without_empty()
+        dropped = found.dropped | {
+            "units without tokens": n_units - len(table.position),
+            "documents without units": n_documents - len(table.line),
+            f"units over {MAX_UNIT:,} characters": found.long_units,
+        }
         with atomic_folder(path) as partial:
-            counts = writer.write(partial) | {"unknown_tokens": unknown, "chinese_documents": chinese}
-            dropped = {"units without tokens": no_tokens, "documents without units": no_units}
-            write_json(partial / "part.json", {"counts": counts, "dropped": dropped})
+            counts = (table if self.keep_text else table.without_text()).write(partial, tokenizer.dtype)
+            counts["unknown_tokens"] = int((table.ids == tokenizer.unk_id).sum())
+            counts["chinese_documents"] = found.chinese
+            fields = {
+                "counts": counts,
+                "dropped": {reason: n for reason, n in dropped.items() if n},
+                "places": found.places,
+                # A range of a file does not know how many lines stand before it: `lines` tells those behind it.
+                "first": piece.first if isinstance(piece, Block) else None,
+                "lines": lines.count,
+            }
+            write_json(partial / "part.json", fields)
+        return Made(documents=n_documents)
 
 
-def make_parts(
-    documents: Iterable[Document], folder: Path, maker: PartMaker, part_chars: int, workers: int
-) -> list[Path]:
-    """Make every part that is not there yet.
+@dataclass
+class _Documents:
+    """The documents of a part, cut into units, and what was dropped."""
+
+    maker: PartMaker
+    units: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # where each document starts
+    chinese: int = 0
+    long_units: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[int]] = field(default_factory=dict)  # the first of each reason
+
+    def take(self, record: Record) -> None:
+        """Take one record in."""
+        line, text = record
+        if isinstance(text, Bad):
+            self.drop(text.reason, line)
+            return
+        cut = units(text, self.maker.unit, self.maker.language)
+        if len(text) > MAX_UNIT:
+            kept = [unit for unit in cut if len(unit) <= MAX_UNIT]
+            self.long_units += len(cut) - len(kept)
+            cut = kept
+        self.units.append(cut)
+        self.lines.append(line)
+        self.chinese += detect_language(text) == "zh"
+
+    def drop(self, reason: str, line: int) -> None:
+        """Count a record that is left out."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < PLACES_KEPT:
+            places.append(line)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker did.
+
+    Attributes:
+        documents: how many it put into parts.
+        parts: how many parts the source has, where it was read to its end.
+        bad: under `strict`, the reason and the line of a bad record.
+    """
+
+    documents: int = 0
+    parts: int | None = None
+    bad: tuple[str, int] | None = None
+
+
+def part_path(folder: Path, source: int, part: int) -> Path:
+    """Where a part lies; names sort in the order of the documents."""
+    return folder / f"{source:06d}-{part:06d}"
+
+
+def make_parts(sources: Sequence[Source], folder: Path, maker: PartMaker, pool: Pool) -> dict[int, int]:
+    """Make every part of a shard that is not there yet.
 
     Args:
-        documents: all documents, in order; those of finished parts are read and left.
+        sources: all sources, in order.
         folder: holds the parts.
         maker: what to do with a part.
-        part_chars: characters of text after which a part is closed.
-        workers: processes; with one, or a single part, this process does the work.
+        pool: does the work.
 
     Returns:
-        The parts, in order.
+        How many parts each source has, as far as this shard knows.
 
     Raises:
-        MachineError: a part could not be written, or a worker died.
+        UserError: under the maker's `strict`, the first bad record.
+        MachineError: a part could not be written, a source not read, or a worker died.
     """
-    paths: list[Path] = []
+    streams = sum(not source.seekable for source in sources)
+    maker = dataclasses.replace(maker, by_file=streams >= MANY_FILES * maker.shard[1])
+    known: dict[int, int] = {}
+    work: list[int] = []  # the source of each piece of work
+    failed: list[tuple[int, str, str]] = []
+
+    def feed() -> Iterator[tuple[Any, ...]]:
+        # A few streams are read here while workers tokenise; many are read side by side.
+        here = not pool.remote and streams < MANY_FILES * pool.workers
+        for number, piece in _pieces(sources, folder, maker, here, known):
+            if failed:
+                return
+            work.append(number)
+            yield maker, number, sources[number], piece, folder
+
     with Progress("tokenise", unit="documents") as progress:
-        batches = _batches(documents, part_chars)
-        first, second = next(batches, None), next(batches, None)
-        every = itertools.chain((batch for batch in (first, second) if batch is not None), batches)
-        if second is None or workers == 1:
-            tokenizer = Tokenizer.load(maker.tokenizer)
-            for batch in every:
-                paths.append(folder / f"{len(paths):06d}")
-                if not paths[-1].exists():
-                    maker.make(tokenizer, batch, paths[-1])
-                progress.advance(len(batch))
-            return paths
-        with process_pool(workers, _start, (maker,)) as executor:
-            running: dict[futures.Future[None], int] = {}
-            for batch in every:
-                paths.append(folder / f"{len(paths):06d}")
-                if paths[-1].exists():
-                    progress.advance(len(batch))
-                    continue
-                if len(running) >= workers + AHEAD:
-                    _collect(running, progress, futures.FIRST_COMPLETED)
-                running[executor.submit(_work, batch, paths[-1])] = len(batch)
-            _collect(running, progress, futures.ALL_COMPLETED)
-    return paths
+        for order, made in pool.each(make_piece, feed()):
+            number = work[order]
+            if made.parts is not None:
+                known[number] = made.parts
+            if made.bad is not None:
+                source = sources[number]
+                failed.append((order, f"{source.name} {source.unit} {made.bad[1]}", made.bad[0]))
+            progress.advance(made.documents)
+    if failed:
+        raise not_strict(*min(failed)[1:])
+    return known
 
 
-def part_counts(paths: Iterable[Path]) -> tuple[dict[str, int], dict[str, int]]:
-    """Sums over parts: what they hold, and what was dropped by reason."""
-    counts: dict[str, int] = {}
-    dropped: dict[str, int] = {}
-    for path in paths:
-        part = read_json(path / "part.json")
-        for total, values in ((counts, part["counts"]), (dropped, part["dropped"])):
-            for name, value in values.items():
-                total[name] = total.get(name, 0) + value
-    return counts, {reason: n for reason, n in dropped.items() if n}
+def _pieces(
+    sources: Sequence[Source], folder: Path, maker: PartMaker, here: bool, known: dict[int, int]
+) -> Iterator[tuple[int, Range | Block | None]]:
+    """What is left to do, as source numbers and pieces; None: a worker reads the source."""
+    for number, source in enumerate(sources):
+        if source.seekable:
+            found = ranges(source, maker.part_bytes)
+            known[number] = len(found)
+            for piece in found:
+                if _missing(maker, number, source, piece, folder):
+                    yield number, piece
+        elif maker.by_file and not maker.owns(number, source, 0):
+            continue
+        elif here:
+            for block in blocks(source, maker.part_bytes, maker.text_field):
+                known[number] = block.part + 1
+                if _missing(maker, number, source, block, folder):
+                    yield number, block
+        else:
+            yield number, None
 
 
-_maker: PartMaker
-_tokenizer: Tokenizer
+def _missing(maker: PartMaker, number: int, source: Source, piece: Range | Block, folder: Path) -> bool:
+    return maker.owns(number, source, piece.part) and not part_path(folder, number, piece.part).exists()
 
 
-def _start(maker: PartMaker) -> None:
-    global _maker, _tokenizer
-    _maker, _tokenizer = maker, Tokenizer.load(maker.tokenizer)
+def make_piece(
+    maker: PartMaker, number: int, source: Source, piece: Range | Block | None, folder: Path
+) -> Made:
+    """Make a part; or all of a source that this shard owns and that are not there."""
+    if piece is not None:
+        return maker.make(number, source, piece, part_path(folder, number, piece.part))
+    documents = parts = 0
+    for block in blocks(source, maker.part_bytes, maker.text_field):
+        parts += 1
+        if _missing(maker, number, source, block, folder):
+            made = maker.make(number, source, block, part_path(folder, number, block.part))
+            if made.bad is not None:
+                return made
+            documents += made.documents
+    return Made(documents, parts)
 
 
-def _work(batch: list[str], path: Path) -> None:
-    _maker.make(_tokenizer, batch, path)
+def _line(source: Source, piece: Range | Block, line: int) -> int:
+    """A line's number in its source."""
+    if isinstance(piece, Block):
+        return piece.first - 1 + line
+    if piece.start == 0:
+        return line
+    ended, left = 0, piece.start - 1  # lines that end before the last byte, behind which one more starts
+    with reading(source), open(source.name, "rb") as file:
+        while left and (some := file.read(min(left, 1 << 20))):
+            ended += some.count(b"\n")
+            left -= len(some)
+    return ended + 1 + line
 
 
-def _collect(running: dict[futures.Future[None], int], progress: Progress, until: str) -> None:
-    """Wait for parts; the first failure is raised."""
-    done, _ = futures.wait(running, return_when=until)
-    for future in done:
-        documents = running.pop(future)
-        future.result()
-        progress.advance(documents)
-
-
-def _batches(documents: Iterable[Document], part_chars: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    chars = 0
-    for document in documents:
-        batch.append(document.text)
-        chars += len(document.text)
-        if chars >= part_chars:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Tokenizer:
+    return Tokenizer.load(folder)

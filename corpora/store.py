@@ -7,17 +7,19 @@ On disk a store is a folder of flat little-endian arrays and a manifest:
     doc_offsets.bin   int64 [D + 1]               which units each document has
     position.bin      int32 [U]                   a unit's index in its document before any was dropped
     n_chars.bin       int32 [U]                   length of a unit's text in characters
+    doc_source.bin    int32 [D]                   which of the manifest's sources a document comes from
+    doc_line.bin      int64 [D]                   line or row where it starts there, from 1
     text.bin          zstd blocks of UTF-8, each the texts of some units end to end
     text_offsets.bin  int64 [blocks + 1]          where each block starts in text.bin
     text_units.bin    int64 [blocks + 1]          which units each block has
 
-U counts units and D documents. The last three files are absent where the text is not kept.
+U counts units and D documents. The last three files are absent where the text is not kept. `corpora.store_writer`
+writes them.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,15 +30,6 @@ import zstandard
 
 from corpora.common.errors import UserError
 from corpora.common.files import read_manifest
-from corpora.tokenizer import Tokenizer
-
-TEXT_BLOCK = 32_768  # characters after which a text block is closed
-TEXT_LEVEL = 3  # zstd's default: near its best ratio on text at hundreds of MB/s
-
-# Each starts at 0, and joining parts shifts it by where the part before ended.
-OFFSETS = ("unit_offsets.bin", "doc_offsets.bin", "text_offsets.bin", "text_units.bin")
-COLUMNS = ("position.bin", "n_chars.bin")
-TEXT_FILES = ("text.bin", "text_offsets.bin", "text_units.bin")
 
 
 class SentenceStore:
@@ -145,137 +138,3 @@ def _map(path: Path, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
     if count == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)
-
-
-class StoreWriter:
-    """Collects documents and writes them as the arrays of a store (a whole one, or a part to be joined).
-
-    Args:
-        dtype: of the token ids.
-        keep_text: whether to keep the units' text.
-    """
-
-    def __init__(self, dtype: npt.DTypeLike, keep_text: bool = True) -> None:
-        self.dtype, self.keep_text = np.dtype(dtype), keep_text
-        self._ids: list[npt.NDArray[Any]] = []
-        self._unit_lengths: list[int] = []
-        self._doc_lengths: list[int] = []
-        self._position: list[int] = []
-        self._n_chars: list[int] = []
-        self._blocks: list[bytes] = []
-        self._block_units = [0]
-        self._open: list[str] = []
-        self._open_chars = 0
-
-    def add(
-        self, texts: Sequence[str], ids: Sequence[npt.NDArray[Any]], positions: Sequence[int] | None = None
-    ) -> None:
-        """Add one document.
-
-        Args:
-            texts: its units.
-            ids: token ids of each unit.
-            positions: each unit's index in the document; 0, 1, 2, ... where not given.
-        """
-        self._doc_lengths.append(len(texts))
-        self._position += range(len(texts)) if positions is None else positions
-        for text, unit_ids in zip(texts, ids, strict=True):
-            self._ids.append(unit_ids)
-            self._unit_lengths.append(len(unit_ids))
-            self._n_chars.append(len(text))
-            if self.keep_text:
-                self._open.append(text)
-                self._open_chars += len(text)
-                if self._open_chars >= TEXT_BLOCK:
-                    self._close_block()
-
-    def _close_block(self) -> None:
-        if self._open:
-            data = "".join(self._open).encode("utf-8")
-            self._blocks.append(zstandard.ZstdCompressor(level=TEXT_LEVEL).compress(data))
-            self._block_units.append(self._block_units[-1] + len(self._open))
-            self._open, self._open_chars = [], 0
-
-    def write(self, folder: Path) -> dict[str, int]:
-        """Write the arrays into an existing folder, without a manifest.
-
-        Returns:
-            Counts of documents, units, tokens, characters and, with text, text blocks.
-
-        Raises:
-            ValueError: an id does not fit `dtype`.
-        """
-        self._close_block()
-        tokens = np.concatenate(self._ids) if self._ids else np.empty(0, self.dtype)
-        if len(tokens) and int(tokens.max()) > np.iinfo(self.dtype).max:
-            raise ValueError(f"id {tokens.max()} does not fit {self.dtype.name}")
-        tokens.astype(self.dtype, copy=False).tofile(folder / "tokens.bin")
-        _offsets(self._unit_lengths).tofile(folder / "unit_offsets.bin")
-        _offsets(self._doc_lengths).tofile(folder / "doc_offsets.bin")
-        np.asarray(self._position, np.int32).tofile(folder / "position.bin")
-        np.asarray(self._n_chars, np.int32).tofile(folder / "n_chars.bin")
-        if self.keep_text:
-            (folder / "text.bin").write_bytes(b"".join(self._blocks))
-            _offsets([len(block) for block in self._blocks]).tofile(folder / "text_offsets.bin")
-            np.asarray(self._block_units, np.int64).tofile(folder / "text_units.bin")
-        return {
-            "documents": len(self._doc_lengths),
-            "units": len(self._unit_lengths),
-            "tokens": len(tokens),
-            "characters": sum(self._n_chars),
-            "text_blocks": len(self._blocks),
-        }
-
-
-def _offsets(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
-
-
-def join_parts(parts: Sequence[Path], folder: Path, keep_text: bool) -> None:
-    """Put the arrays of several parts end to end, in order, without reading a part twice.
-
-    Args:
-        parts: folders written by `StoreWriter.write`.
-        folder: existing folder that receives the joined arrays.
-        keep_text: whether the parts hold text.
-    """
-    plain = ["tokens.bin", *COLUMNS, *(["text.bin"] if keep_text else [])]
-    for name in plain:
-        with open(folder / name, "wb") as out:
-            for part in parts:
-                with open(part / name, "rb") as file:
-                    shutil.copyfileobj(file, out, 1 << 20)
-    for name in OFFSETS:
-        if name in TEXT_FILES and not keep_text:
-            continue
-        base = 0
-        with open(folder / name, "wb") as out:
-            np.zeros(1, np.int64).tofile(out)
-            for part in parts:
-                offsets = np.fromfile(part / name, np.int64)
-                (offsets[1:] + base).tofile(out)
-                base += int(offsets[-1])
-
-
-def store_manifest(
-    tokenizer: Tokenizer, counts: dict[str, int], keep_text: bool, **origin: Any
-) -> dict[str, Any]:
-    """The fields of a store's manifest.
-
-    Args:
-        tokenizer: whose ids it holds.
-        counts: as `StoreWriter.write` gives them.
-        keep_text: whether the text is kept.
-        origin: unit, language, sources, dropped records, versions.
-    """
-    return {
-        "tokenizer": {
-            "name": Path(tokenizer.name).name,
-            "fingerprint": tokenizer.fingerprint,
-            "size": tokenizer.size,
-        },
-        "dtype": np.dtype(tokenizer.dtype).name,
-        "keep_text": keep_text,
-        **counts,
-        **origin,
-    }

@@ -47,7 +47,8 @@ def corpora_build(
 
     Example: ppt corpora build --text news.jsonl.gz --tokenizer google/t5-v1_1-small --out runs/corpora
     """
-    from corpora.build import BuildSettings, build
+    from corpora.build import build
+    from corpora.build_settings import BuildSettings
     from corpora.common.settings import make_settings
 
     values: dict[str, Any] = {
@@ -112,7 +113,8 @@ def label_apply(
 
     Example: ppt corpora label apply runs/corpora --labeller runs/labeller
     """
-    from corpora.build import LabelSettings, apply_labeller
+    from corpora.build import apply_labeller
+    from corpora.build_settings import LabelSettings
     from corpora.common.settings import make_settings
 
     values: dict[str, Any] = {"keep": keep, "balance": balance, "workers": workers}

@@ -153,7 +153,8 @@ def build_dir(
     pocket_docs: list[list[str]],
 ) -> Path:
     """Task corpora of all four formats, as `ppt corpora build` makes them; the labeller learnt from made reviews."""
-    from corpora.build import BuildSettings, build
+    from corpora.build import build
+    from corpora.build_settings import BuildSettings
     from corpora.labeller import train
 
     folder = tmp_path_factory.mktemp("build")

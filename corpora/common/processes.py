@@ -25,9 +25,11 @@ class Pool(Protocol):
 
     Attributes:
         workers: how many pieces are done at the same time.
+        remote: whether pieces may be done on other machines, where arguments should be small.
     """
 
     workers: int
+    remote: bool
 
     def each(self, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
         """Call `work` with each tuple of arguments.
@@ -47,6 +49,7 @@ class Here:
     """A pool of one: this process does the work, piece by piece."""
 
     workers = 1
+    remote = False
 
     def each(self, work: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
         """See `Pool.each`."""
@@ -61,6 +64,8 @@ class Processes:
         executor: as `process_pool` yields it.
         workers: how many processes it has.
     """
+
+    remote = False
 
     def __init__(self, executor: ProcessPoolExecutor, workers: int) -> None:
         self.executor, self.workers = executor, workers
@@ -118,9 +123,9 @@ def process_pool(
     try:
         yield executor
     except BaseException as error:
-        _unblock(executor)
         if not isinstance(error, BrokenProcessPool):
             raise
+        _unblock(executor)
         raise MachineError(
             "a worker process was ended from outside (out of memory?); the same command, with fewer --workers, goes on"
         ) from error
@@ -133,6 +138,11 @@ def _unblock(executor: ProcessPoolExecutor) -> None:
 
     Python 3.11.2, for one, waits for ever to hand work to workers that are gone (CPython issue 94777).
     """
+    manager = getattr(executor, "_executor_manager_thread", None)
+    if manager is not None:
+        manager.join(timeout=1)  # later Pythons see it for themselves
+        if not manager.is_alive():
+            return
     queue = getattr(executor, "_call_queue", None)
     reader = getattr(queue, "_reader", None)
     if reader is not None:

@@ -62,7 +62,8 @@ def write_world(folder: Path, world: dict[str, Any], tasks: tuple[str, ...], sid
 
 def build_corpora(out: Path, backbone: Path) -> None:
     """Train the labeller on the reviews and build the four task corpora from the documents."""
-    from corpora.build import BuildSettings, build
+    from corpora.build import build
+    from corpora.build_settings import BuildSettings
     from corpora.labeller import train
 
     if not (out / "labeller").exists():

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from corpora.build import BuildSettings
+from corpora.build_settings import BuildSettings
 from corpora.common.errors import PPTError
 from corpora.common.files import hash_file, write_manifest
 from corpora.common.rng import generator
 from corpora.labeller import train
-from corpora.store import SentenceStore, StoreWriter, store_manifest
+from corpora.store import SentenceStore
+from corpora.store_writer import Units, store_manifest
 from corpora.tokenizer import Tokenizer
 
 NOBODY = 65534
@@ -107,11 +108,9 @@ def write_store(tokenizer: Tokenizer) -> Callable[..., SentenceStore]:
     """Write a small store from the units of some documents, without a build: `write_store(folder, documents)`."""
 
     def write(folder: Path, documents: Sequence[Sequence[str]], keep_text: bool = True) -> SentenceStore:
-        writer = StoreWriter(tokenizer.dtype, keep_text)
-        for texts in documents:
-            writer.add(texts, tokenizer.encode(list(texts)))
+        units = Units.of(documents, tokenizer)
         folder.mkdir(parents=True)
-        counts = writer.write(folder)
+        counts = (units if keep_text else units.without_text()).write(folder, tokenizer.dtype)
         write_manifest(folder, "store", store_manifest(tokenizer, counts, keep_text))
         return SentenceStore.open(folder)
 
@@ -148,7 +147,7 @@ def settings_of(
             "out": str(tmp_path / out),
             "labeller": str(labeller_dir),
             "validation": 0.2,
-            "part_chars": 20_000,
+            "part_bytes": 20_000,
         }
         return BuildSettings.model_validate(values | changes)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from corpora.build import BuildSettings, LabelSettings, apply_labeller, build
+from corpora.build import apply_labeller, build
+from corpora.build_settings import BuildSettings, LabelSettings
 from corpora.common.errors import UserError
 from corpora.common.files import read_json
 from corpora.formats import FORMATS

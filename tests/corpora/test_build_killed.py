@@ -12,8 +12,11 @@ import pytest
 
 from corpora import build as build_module
 from corpora import parts as parts_module
-from corpora.build import BuildSettings, build
+from corpora.build import build
+from corpora.build_folder import alone
+from corpora.build_settings import BuildSettings
 from corpora.common.errors import MachineError, PPTError
+from corpora.common.processes import Pool
 from corpora.common.rng import generator
 
 Tree = Callable[[Path], dict[str, str]]  # every file of a folder and the hash of its bytes
@@ -57,14 +60,14 @@ def test_a_build_killed_at_any_rename_and_started_again_ends_with_the_same_bytes
     for replace in range(200):
         if build_and_die(killed, replace) == 0:
             break
-        seen = {path.name for path in (Path(killed.out) / "parts").glob("[0-9]*[0-9]")}
+        seen = {path.name for path in (Path(killed.out) / "shards" / "0").glob("[0-9]*[0-9]")}
 
         def watching(
-            self: object, tokenizer: object, texts: object, path: Path, seen: set[str] = seen
-        ) -> None:
+            self: object, number: int, source: object, piece: object, path: Path, seen: set[str] = seen
+        ) -> object:
             made.append(path.name)
             assert path.name not in seen, "a finished part was made again"
-            real(self, tokenizer, texts, path)  # type: ignore[arg-type]
+            return real(self, number, source, piece, path)  # type: ignore[arg-type]
 
         monkeypatch.setattr(parts_module.PartMaker, "make", watching)
         if replace % 3 == 0:  # else go on dying, each time a little later
@@ -81,7 +84,7 @@ def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
     settings_of: Callable[..., BuildSettings],
     tree: Tree,
 ) -> None:
-    settings = settings_of("killed", workers=2, part_chars=2_000, labeller=None, formats=["sentence_pair"])
+    settings = settings_of("killed", workers=2, part_bytes=2_000, labeller=None, formats=["sentence_pair"])
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -89,7 +92,7 @@ def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
             build(settings)
         finally:
             os._exit(0)
-    parts, deadline = Path(settings.out) / "parts", time.monotonic() + 100
+    parts, deadline = Path(settings.out) / "shards" / "0", time.monotonic() + 100
     while not list(parts.glob("[0-9]*[0-9]")) and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
@@ -102,7 +105,7 @@ def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
         time.sleep(0.01)
     else:
         pytest.fail("workers outlived the build")
-    whole = settings_of("whole", part_chars=2_000, labeller=None, formats=["sentence_pair"])
+    whole = settings_of("whole", part_bytes=2_000, labeller=None, formats=["sentence_pair"])
     assert tree(build(settings.model_copy(update={"workers": 1}))) == tree(build(whole))
 
 
@@ -134,7 +137,7 @@ def test_a_file_size_limit_stands_for_a_full_disk(settings_of: Callable[..., Bui
     """A real refusal by the system, in the middle of a write."""
     import resource
 
-    settings = settings_of("limited", labeller=None, formats=["sentence_pair"], part_chars=10_000_000)
+    settings = settings_of("limited", labeller=None, formats=["sentence_pair"], part_bytes=10_000_000)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -175,7 +178,7 @@ def test_a_folder_that_may_not_be_written_fails_with_one_line(
 def test_two_builds_at_once_in_one_folder_are_refused(settings_of: Callable[..., BuildSettings]) -> None:
     settings = settings_of("build", labeller=None, formats=["sentence_pair"])
     out = build(settings)
-    with build_module._alone(out), pytest.raises(MachineError, match="another build is at work"):
+    with alone(out), pytest.raises(MachineError, match="another build is at work"):
         build(settings)
 
 
@@ -183,14 +186,18 @@ def test_a_dead_worker_is_one_line_and_the_build_goes_on_later(
     settings_of: Callable[..., BuildSettings], tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of("build", workers=2)
-    monkeypatch.setattr(parts_module, "_start", _die)
+    monkeypatch.setattr(build_module, "make_parts", _die_in_a_worker)
     with pytest.raises(MachineError, match="a worker process was ended from outside"):
         build(settings)
     monkeypatch.undo()
     assert tree(build(settings)) == tree(build(settings_of("whole")))
 
 
-def _die(*arguments: object) -> None:
+def _die_in_a_worker(sources: object, folder: object, maker: object, pool: Pool) -> None:
+    list(pool.each(_die, [()]))
+
+
+def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -200,7 +207,7 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
     settings_of: Callable[..., BuildSettings], tree: Tree, seed: int
 ) -> None:
     rng = generator(seed, "torture")
-    settings = settings_of("killed", workers=2, part_chars=3_000)
+    settings = settings_of("killed", workers=2, part_bytes=3_000)
     for _ in range(5):
         child = os.fork()
         if child == 0:
@@ -211,4 +218,4 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
         time.sleep(float(rng.uniform(0.05, 4)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert tree(build(settings)) == tree(build(settings_of("whole", part_chars=3_000)))
+    assert tree(build(settings)) == tree(build(settings_of("whole", part_bytes=3_000)))

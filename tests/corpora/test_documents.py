@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from corpora.common.errors import MachineError, UserError
-from corpora.documents import Counts, find_sources, read_documents
+from corpora.documents import Counts, read_documents
 
 TEXTS = ["One line.\nTwo lines.", "Ein Wort: Ä.", "本田真凜。"]
 PACK = {
@@ -136,11 +136,12 @@ def test_a_line_of_plain_text_that_is_not_utf8_drops_its_document_only(tmp_path:
     assert counts.places == {"not UTF-8": ["a.txt line 4"]}
 
 
-def test_an_empty_file_counts_as_an_empty_document(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("")
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "csv.gz"])
+def test_an_empty_file_is_counted(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"a.{kind}").write_bytes(gzip.compress(b"") if kind.endswith("gz") else b"")
     counts = Counts()
-    assert not list(read_documents([tmp_path / "a.txt"], counts=counts))
-    assert counts.dropped == {"empty document": 1}
+    assert not list(read_documents([tmp_path / f"a.{kind}"], counts=counts))
+    assert counts.places == {"empty file": [f"a.{kind} line 1"]}
 
 
 def test_csv_rows_of_another_width_are_counted_and_long_fields_are_read(tmp_path: Path) -> None:
@@ -161,33 +162,34 @@ def test_another_text_field_can_be_named_and_a_missing_column_names_the_nearest(
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".bz2", ".zst"])
-def test_damaged_compressed_data_is_an_error_that_names_the_file(tmp_path: Path, compression: str) -> None:
+def test_damaged_compressed_data_counts_once_with_its_place_and_what_came_before_is_kept(
+    tmp_path: Path, compression: str
+) -> None:
     path = tmp_path / f"a.txt{compression}"
-    whole = PACK[compression](os.urandom(20_000).hex().encode())
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=rf"a\.txt{compression}: damaged"):
-        texts(path)
+    whole = PACK[compression](b"first\n\n" + os.urandom(2_000_000).hex().encode())
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    counts = Counts()
+    found = texts(path, counts=counts)
+    assert found[0] == "first" if found else compression == ".bz2"
+    (reason,) = counts.dropped
+    assert reason.startswith(f"damaged {compression[1:]} data") and counts.dropped[reason] == 1
+    with pytest.raises(UserError, match=rf"a\.txt{compression} line \d+: damaged {compression[1:]} data"):
+        texts(path, strict=True)
 
 
-def test_a_file_that_is_no_parquet_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_parquet_is_counted(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("hello")
-    with pytest.raises(UserError, match="not a Parquet file"):
-        texts(tmp_path / "a.parquet")
+    counts = Counts()
+    assert not texts(tmp_path / "a.parquet", counts=counts)
+    (reason,) = counts.dropped
+    assert "not a Parquet file" in reason and counts.places[reason] == ["a.parquet row 1"]
 
 
-def test_missing_or_unknown_sources_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_text("x")
-    (tmp_path / "empty").mkdir()
-    for source, reason in [
-        ("nothing.txt", "does not exist"),
-        ("a.pdf", "unknown kind of file"),
-        ("empty", "no text there"),
-        ("*.jsonl", "no text there"),
-    ]:
-        with pytest.raises(UserError, match=reason):
-            find_sources([tmp_path / source])
-    with pytest.raises(UserError, match="no text given"):
-        find_sources([])
+def test_a_nul_character_spoils_its_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\nt\0wo\n\nthree")
+    counts = Counts()
+    assert texts(tmp_path / "a.txt", counts=counts) == ["one", "three"]
+    assert counts.places == {"NUL character": ["a.txt line 3"]}
 
 
 def test_a_file_that_may_not_be_read_is_a_failure_of_the_machine(
@@ -218,13 +220,3 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path) -> None:
         texts("hub:a/b:c:d:e")
     with pytest.raises(MachineError, match="hub:nobody/nothing: the hub cannot be reached"):
         texts("hub:nobody/nothing")  # tests run offline
-
-
-def test_a_source_says_its_content_but_not_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("hello")
-    (source,) = find_sources([tmp_path / "a.txt"])
-    assert source.identity() == {
-        "name": "a.txt",
-        "bytes": 5,
-        "sha256": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
-    }

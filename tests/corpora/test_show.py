@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from corpora.build import BuildSettings, build
+from corpora.build import build
+from corpora.build_settings import BuildSettings
 from corpora.common.errors import UserError
 from corpora.common.files import read_json, write_json
 from corpora.labeller import train

@@ -1,25 +1,22 @@
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from corpora import store as store_module
+from corpora import store_writer
 from corpora.common.errors import UserError
 from corpora.common.files import read_json, write_json
-from corpora.store import SentenceStore, StoreWriter, join_parts
+from corpora.store import SentenceStore
 from corpora.tokenizer import Tokenizer
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "TEXT_BLOCK", 100)
+    monkeypatch.setattr(store_writer, "TEXT_BLOCK", 100)
 
 
 def test_a_store_gives_back_ids_texts_and_documents(
@@ -51,71 +48,6 @@ def test_ids_are_read_in_place_and_take_two_bytes_below_65537_ids(
     ids = store.unit_ids(3)
     assert ids.dtype == np.uint16 and np.shares_memory(ids, store.tokens)
     assert not ids.flags.writeable and not ids.flags.owndata
-
-
-@pytest.mark.defect(8)
-def test_a_vocabulary_of_250_000_ids_is_stored_without_loss(tmp_path: Path) -> None:
-    high = [np.array([7, 65_535, 65_536, 250_099], np.int32), np.array([131_072], np.int32)]
-    writer = StoreWriter(np.uint32)
-    writer.add(["one", "two"], high)
-    (tmp_path / "part").mkdir()
-    counts = writer.write(tmp_path / "part")
-    manifest = {"kind": "store", "format_version": 1, "dtype": "uint32", "keep_text": True, **counts}
-    write_json(tmp_path / "part" / "manifest.json", manifest)
-    store = SentenceStore.open(tmp_path / "part")
-    assert [store.unit_ids(i).tolist() for i in range(2)] == [ids.tolist() for ids in high]
-
-
-@pytest.mark.defect(8)
-def test_a_type_too_small_for_an_id_is_refused_and_never_wraps(tmp_path: Path) -> None:
-    writer = StoreWriter(np.uint16)
-    writer.add(["one"], [np.array([65_536], np.int32)])
-    with pytest.raises(ValueError, match="id 65536 does not fit uint16"):
-        writer.write(tmp_path)
-
-
-texts = st.lists(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=4), min_size=1, max_size=12)
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(documents=texts, cuts=st.sets(st.integers(1, 11)), block=st.integers(1, 40))
-def test_parts_joined_hold_what_one_writer_writes(
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    documents: list[list[str]],
-    cuts: set[int],
-    block: int,
-) -> None:
-    monkeypatch.setattr(store_module, "TEXT_BLOCK", block)
-    folder = tmp_path_factory.mktemp("parts")
-    bounds = [0, *sorted(c for c in cuts if c < len(documents)), len(documents)]
-    parts = []
-    for start, stop in itertools.pairwise(bounds):
-        writer = StoreWriter(np.uint16)
-        for document in documents[start:stop]:
-            writer.add(document, [np.frombuffer(t.encode("utf-32-le"), np.uint16) for t in document])
-        parts.append(folder / str(start))
-        parts[-1].mkdir()
-        writer.write(parts[-1])
-    (folder / "joined").mkdir()
-    join_parts(parts, folder / "joined", keep_text=True)
-    flat = [unit for document in documents for unit in document]
-    fields = {
-        "kind": "store",
-        "format_version": 1,
-        "dtype": "uint16",
-        "keep_text": True,
-        "documents": len(documents),
-        "units": len(flat),
-        "tokens": (folder / "joined" / "tokens.bin").stat().st_size // 2,
-        "text_blocks": (folder / "joined" / "text_units.bin").stat().st_size // 8 - 1,
-    }
-    write_json(folder / "joined" / "manifest.json", fields)
-    store = SentenceStore.open(folder / "joined")
-    assert [store.text(i) for i in reversed(range(len(flat)))] == flat[::-1]
-    for i, text in enumerate(flat):
-        assert store.unit_ids(i).tobytes().decode("utf-32-le") == text
-    assert np.diff(store.doc_offsets).tolist() == [len(document) for document in documents]
 
 
 def test_a_store_without_text_is_smaller_and_says_how_to_get_text(

@@ -1,0 +1,53 @@
+"""Settings of a build."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from corpora.common.errors import nearest
+from corpora.common.settings import Settings
+from corpora.formats import FORMATS
+from corpora.segment import Language, Unit
+
+
+class LabelSettings(Settings):
+    """How labels become the `single_text` corpus."""
+
+    labeller_words: list[str] | None = None  # label words of a sequence classifier, in its order
+    keep: float = Field(default=0.2, gt=0, le=1)  # of each class, the surest that a linear labeller keeps
+    balance: bool = True  # down to the rarest class
+    workers: int = Field(default=1, ge=1)  # processes; the result is the same for any number
+
+
+class BuildSettings(LabelSettings):
+    """What a build is made of."""
+
+    text: list[str]  # files, folders, patterns, hub:namespace/name[:config][:split]
+    tokenizer: str  # folder, *.model file or hub name
+    out: str  # folder of the build
+    formats: list[str] | None = None  # None: all, single_text only with a labeller
+    labeller: str | None = None  # folder of a labeller, or a sequence classifier by name
+    unit: Unit = "paragraphs"
+    language: Language = "auto"
+    text_field: str = "text"  # of JSONL, CSV, Parquet and hub records
+    validation: float = Field(default=0.05, gt=0, lt=1)  # share of documents held out
+    seed: int = 0
+    keep_text: bool = True  # beside the token ids
+    strict: bool = False  # a bad record ends the build, also one that a finished store left out
+    part_bytes: int = Field(default=8 << 20, ge=1)  # of text in a part, the unit of resuming and of shards
+    shard: tuple[int, int] | None = None  # make only the parts of this one of so many shards, and no store
+
+    @field_validator("formats")
+    @classmethod
+    def _known(cls, formats: list[str] | None) -> list[str] | None:
+        for name in formats or []:
+            if name not in FORMATS:
+                raise ValueError(f'unknown format "{name}"{nearest(name, FORMATS)}')
+        return formats
+
+    @field_validator("shard")
+    @classmethod
+    def _inside(cls, shard: tuple[int, int] | None) -> tuple[int, int] | None:
+        if shard is not None and not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard {shard[0]} of {shard[1]}; expected 0/N to N-1/N")
+        return shard

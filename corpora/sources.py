@@ -1,0 +1,192 @@
+"""Where raw text lies: files, folders, patterns and hub data sets, listed in the order in which they are read."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from corpora.common.errors import MachineError, UserError
+from corpora.common.files import hash_file
+from corpora.common.progress import say
+
+COMPRESSIONS = (".gz", ".xz", ".zst", ".bz2")
+HUB = "hub:"
+SUFFIXES = {
+    ".txt": "txt",
+    ".text": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file or hub data set, in the order in which it is read."""
+
+    name: str  # path, or `hub:...`
+    reader: str  # a value of SUFFIXES, or `hub`
+    compression: str = ""  # one of COMPRESSIONS, or none
+
+    @property
+    def short(self) -> str:
+        """The name without its folder, as manifests and messages about records have it."""
+        return self.name if self.reader == "hub" else Path(self.name).name
+
+    @property
+    def unit(self) -> str:
+        """What a record's number counts."""
+        return record_unit(self.name)
+
+    @property
+    def seekable(self) -> bool:
+        """Whether a worker can read a range of its bytes without what stands before."""
+        return self.reader in ("txt", "jsonl") and not self.compression
+
+    def identity(self) -> dict[str, Any]:
+        """Name without folder, size in bytes and SHA-256: what a manifest cites."""
+        if self.reader == "hub":
+            return {"name": HUB + "/".join(self.name.removeprefix(HUB).split("/")[-2:])}
+        path = Path(self.name)
+        try:
+            return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+
+
+def find_sources(sources: Sequence[str | Path]) -> list[Source]:
+    """List what is read: sources in the order given, the files of a folder or pattern sorted by name.
+
+    Args:
+        sources: files, folders (searched through), patterns such as `news/*.jsonl.gz`, or
+            `hub:namespace/name[:config][:split]`.
+
+    Raises:
+        UserError: nothing is there, or a file's kind is unknown.
+    """
+    found: list[Source] = []
+    for given in sources:
+        name, path = str(given), Path(given)
+        if name.startswith(HUB):
+            found.append(Source(name, "hub"))
+        elif path.is_file():
+            source = _source(path)
+            if source is None:
+                raise UserError(f"{name}: unknown kind of file; expected a name ending in {_kinds()}")
+            found.append(source)
+        elif path.is_dir() or has_magic(name):
+            files = _walk(path) if path.is_dir() else _matches(name)
+            files = sorted(file for file in files if file.is_file() and not file.name.startswith("."))
+            kept = [source for file in files if (source := _source(file)) is not None]
+            if not kept:
+                raise UserError(f"{name}: no text there; expected files ending in {_kinds()}")
+            if len(kept) < len(files):
+                say(
+                    f"{name}: {len(kept)} files of text are read, {len(files) - len(kept)} of other kinds are not"
+                )
+            found += kept
+        else:
+            raise UserError(f"{name} {_what(path)}")
+    if not found:
+        raise UserError("no text given; expected files, folders, patterns or hub:namespace/name")
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
+    """The files of a folder and its folders; links to folders are not followed, as they may lead in a circle."""
+    return [Path(root) / name for root, _, names in os.walk(folder) for name in names]
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The files that a pattern names, each once: `**` follows links, and they may lead in a circle."""
+    return list(
+        {
+            os.path.realpath(match): Path(match)
+            for match in sorted(glob(pattern, recursive=True), reverse=True)
+        }.values()
+    )
+
+
+def _what(path: Path) -> str:
+    """Why a path that is neither a file nor a folder cannot be read."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "is a link to nothing" if path.is_symlink() else "does not exist"
+    except OSError as error:
+        return f"cannot be read: {(error.strerror or str(error)).lower()}"
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a device" if stat.S_ISCHR(mode) else "no regular file"
+    return f"is {kind}; a build reads its text more than once: write it to a file first"
+
+
+class Damaged(Exception):
+    """Compressed data, or a Parquet file, that ends early or is not what its name says; the message says how."""
+
+
+@contextlib.contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """Say what is wrong with a source: `Damaged` for its data, a MachineError for what the system refuses."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise _damaged(source, error) from error
+    except OSError as error:
+        if source.compression and error.errno is None:  # bz2 and Arrow say so of bad data
+            raise _damaged(source, error) from error
+        raise _unreadable(source.name, error) from error
+
+
+def _kinds() -> str:
+    return f"{', '.join(SUFFIXES)}, each alone or with {', '.join(COMPRESSIONS)}"
+
+
+def _source(path: Path) -> Source | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    if not suffixes or suffixes[-1] not in SUFFIXES:
+        return None
+    return Source(str(path), SUFFIXES[suffixes[-1]], compression)
+
+
+def record_unit(name: str) -> str:
+    """What a record's number counts in a source of this name: rows of Parquet and of hub data sets, else lines."""
+    return "row" if name.startswith(HUB) or ".parquet" in (s.lower() for s in Path(name).suffixes) else "line"
+
+
+def _unreadable(name: str, error: OSError) -> MachineError:
+    return MachineError(f"cannot read {name}: {(error.strerror or str(error)).lower()}")
+
+
+def _damaged(source: Source, error: Exception) -> Damaged:
+    return Damaged(f"damaged {source.compression[1:]} data ({str(error) or type(error).__name__})")
+
+
+def open_source(source: Source) -> BinaryIO:
+    """Open a file, unpacked as its name says."""
+    path = source.name
+    if source.compression == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if source.compression == ".xz":
+        return cast(BinaryIO, lzma.open(path, "rb"))
+    if source.compression == ".bz2":
+        return cast(BinaryIO, bz2.open(path, "rb"))
+    if source.compression == ".zst":
+        import pyarrow as pa
+
+        # Unlike the reader of the package zstandard, Arrow's says when the file was cut short.
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"), 1 << 17)
+    return open(path, "rb")
