@@ -6,6 +6,7 @@ bytes, for any number of workers, shards and machines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,16 @@ def build(settings: BuildSettings) -> Path:
             return _finish(out, labeller, settings, fields, pool)
 
 
-def merge(folder: str | Path, how: LabelSettings | None = None, labeller: str | None = None) -> Path:
+def merge(
+    folder: str | Path, workers: int = 1, labeller: str | None = None, words: Sequence[str] | None = None
+) -> Path:
     """Put the shards of a build together: the store, then the task corpora.
 
     Args:
         folder: the build's folder, with every shard in it.
-        how: workers, and how labels become examples.
+        workers: processes.
         labeller: where the labeller is, if it is a classifier by name; a linear one lies in the build.
+        words: label words of a classifier by name.
 
     Returns:
         The build's folder.
@@ -111,15 +115,13 @@ def merge(folder: str | Path, how: LabelSettings | None = None, labeller: str | 
     """
     out = Path(folder)
     fields = read_manifest(out, "build")
-    how = LabelSettings.model_validate(
-        (how or LabelSettings()).model_dump() | {key: fields[key] for key in ("keep", "balance")}
-    )
+    how = LabelSettings(keep=fields["keep"], balance=fields["balance"], workers=workers)
     given = None
     if fields["labeller"] is not None:
-        given = Labeller.load(labeller or out / "labeller", how.labeller_words)
+        given = Labeller.load(labeller or out / "labeller", words)
         if given.describe() != fields["labeller"]:
             raise UserError(f"{out} was begun with another labeller than {labeller}; give that one")
-    with alone(out), worker_pool(how.workers) as pool:
+    with alone(out), worker_pool(workers) as pool:
         if not (out / "store").exists():
             _merge(out, Tokenizer.load(out / "tokenizer"), fields)
         return _finish(out, given, how, fields, pool)

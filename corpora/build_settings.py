@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator
 
 from corpora.common.errors import nearest
@@ -45,9 +47,13 @@ class BuildSettings(LabelSettings):
                 raise ValueError(f'unknown format "{name}"{nearest(name, FORMATS)}')
         return formats
 
-    @field_validator("shard")
+    @field_validator("shard", mode="before")
     @classmethod
-    def _inside(cls, shard: tuple[int, int] | None) -> tuple[int, int] | None:
-        if shard is not None and not 0 <= shard[0] < shard[1]:
-            raise ValueError(f"shard {shard[0]} of {shard[1]}; expected 0/N to N-1/N")
-        return shard
+    def _inside(cls, shard: Any) -> Any:
+        """Read `i/n`."""
+        if shard is None or isinstance(shard, tuple):
+            return shard
+        index, slash, count = str(shard).partition("/")
+        if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise ValueError("expected I/N with I from 0 to N - 1, such as 0/4")
+        return int(index), int(count)

@@ -30,6 +30,7 @@ import zstandard
 
 from corpora.common.errors import UserError
 from corpora.common.files import read_manifest
+from corpora.sources import record_unit
 
 
 class SentenceStore:
@@ -66,6 +67,13 @@ class SentenceStore:
             UserError: the folder holds no store, or a file of it is missing or of a wrong size.
         """
         return cls(Path(folder), read_manifest(folder, "store"))
+
+    def place(self, document: int) -> str:
+        """Where a document was read: `news.jsonl line 17`."""
+        source = np.memmap(self.folder / "doc_source.bin", np.int32, "r")[document]
+        line = np.memmap(self.folder / "doc_line.bin", np.int64, "r")[document]
+        name = self.manifest["sources"][source]["name"]
+        return f"{name} {record_unit(name)} {line}"
 
     def unit_ids(self, unit: int) -> npt.NDArray[np.unsignedinteger]:
         """Token ids of one unit [L]: a view of the file, not a copy."""

@@ -42,6 +42,10 @@ def corpora_build(
     keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
     balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
     keep_text: Annotated[bool, typer.Option(help="Keep the text beside the token ids.")] = True,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Make only this shard, from 0; ppt corpora merge does the rest."),
+    ] = None,
 ) -> None:
     """Build the sentence store and the task corpora of every format.
 
@@ -54,13 +58,33 @@ def corpora_build(
     values: dict[str, Any] = {
         "text": text, "tokenizer": tokenizer, "out": str(out), "labeller": labeller, "unit": unit,
         "language": language, "text_field": text_field, "workers": workers, "seed": seed, "strict": strict,
-        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text,
+        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text, "shard": shard,
     }  # fmt: skip
     if formats is not None:
         values["formats"] = split_names(formats)
     if labeller_words is not None:
         values["labeller_words"] = split_names(labeller_words)
     build(make_settings(BuildSettings, values, "ppt corpora build"))
+
+
+@corpora_app.command("merge")
+def corpora_merge(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build in shards.")],
+    labeller: Annotated[
+        str | None, typer.Option(help="The labeller again, if it is a classifier by name.")
+    ] = None,
+    labeller_words: Annotated[
+        str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
+) -> None:
+    """Join the shards of a build, then draw its formats.
+
+    Example: ppt corpora merge runs/corpora --workers 8
+    """
+    from corpora.build import merge
+
+    merge(folder, workers, labeller, split_names(labeller_words) if labeller_words else None)
 
 
 @corpora_app.command("show")

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import blingfire
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpora.segment import detect_language, units
+from corpora import segment
+from corpora.segment import detect_language, has_spaces, units
 
 
 def test_paragraphs_are_the_lines_that_hold_text() -> None:
@@ -46,9 +50,46 @@ def test_the_language_is_told_by_the_share_of_cjk_characters() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet=st.sampled_from("ab AB.!?\n\r\"')”」。！？，：（）1 　"), max_size=60))
+@given(st.text(alphabet=st.sampled_from("ab AB.!?।\u2028\n\r\"')”」。！？，：（）1 　"), max_size=60))
 def test_no_character_but_space_is_lost(text: str) -> None:
     for unit in ("paragraphs", "sentences"):
         found = units(text, unit)  # type: ignore[arg-type]
         assert "".join("".join(found).split()) == "".join(text.split())
         assert all(part == part.strip() and part for part in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("هل رأيت القارب؟ نعم رأيته. كان كبيرا!", ["هل رأيت القارب؟", "نعم رأيته.", "كان كبيرا!"]),
+        ("کیا آپ نے دیکھا؟ جی ہاں۔ وہ بڑا تھا۔", ["کیا آپ نے دیکھا؟", "جی ہاں۔", "وہ بڑا تھا۔"]),
+        ("האם ראית? כן, ראיתי. סוף", ["האם ראית?", "כן, ראיתי.", "סוף"]),
+        ("राम घर गया। वह सो गया॥ क्या हुआ? कुछ नहीं।", ["राम घर गया।", "वह सो गया॥", "क्या हुआ?", "कुछ नहीं।"]),
+        ("ይህ ነው። እሱ ሄደ።", ["ይህ ነው።", "እሱ ሄደ።"]),
+        (
+            "「行きましょう。」と彼は言った。本当？はい！",
+            ["「行きましょう。」", "と彼は言った。", "本当？", "はい！"],
+        ),
+        ("你好。Hello there. 今天！It is late.", ["你好。", "Hello there.", "今天！", "It is late."]),
+        ("แมวอ่านหนังสือริมแม่น้ำ วันนี้อากาศดี", ["แมวอ่านหนังสือริมแม่น้ำ วันนี้อากาศดี"]),
+    ],
+)
+def test_sentences_of_many_scripts_are_cut_at_their_own_ends(text: str, expected: list[str]) -> None:
+    assert units(text, "sentences") == expected
+
+
+def test_japanese_has_no_spaces_and_is_not_chinese() -> None:
+    japanese, chinese = "猫が川で本を読んでいます。", "小猫在河边看书。"
+    assert not has_spaces(japanese) and not has_spaces(chinese) and has_spaces("แมว cat 猫")
+    assert (detect_language(japanese), detect_language(chinese)) == ("en", "zh")
+
+
+def test_the_fast_call_cuts_as_the_library_does(text_file: Path) -> None:
+    for line in text_file.read_text(encoding="utf-8").splitlines():
+        assert segment._sentences(line) == blingfire.text_to_sentences(line).split("\n")
+    long = "One is here. Two is there. " * 20_000  # longer than the buffer kept
+    assert segment._sentences(long) == blingfire.text_to_sentences(long).split("\n")
+
+
+def test_unicode_line_and_paragraph_separators_end_lines() -> None:
+    assert units("one\u2028two\u2029three\rfour") == ["one", "two", "three", "four"]

@@ -1,0 +1,92 @@
+"""Tests of builds in shards: corpora/merge.py and the shards of corpora/build.py."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from corpora import parts as parts_module
+from corpora.build import build, merge
+from corpora.build_settings import BuildSettings
+from corpora.common.errors import UserError
+from corpora.store import SentenceStore
+
+Tree = Callable[[Path], dict[str, str]]  # every file of a folder and the hash of its bytes
+
+
+@pytest.fixture
+def several(tmp_path: Path, pocket_docs: list[list[str]], text_file: Path) -> list[str]:
+    """Sources of every kind that parts are cut from in another way, bad records among them."""
+    lines = [json.dumps({"text": "\n".join(document)}) for document in pocket_docs[:60]]
+    lines[7:7] = ["{broken"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    for name in ("b", "c", "d"):
+        lines[11:11] = ['{"text": 3}']
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    return [
+        str(tmp_path / "a.jsonl"),
+        str(text_file),
+        *(str(tmp_path / f"{name}.jsonl.gz") for name in "bcd"),
+    ]
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_one_shard_or_five_in_any_order_end_with_the_same_bytes(
+    settings_of: Callable[..., BuildSettings],
+    tree: Tree,
+    several: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    by_file: bool,
+) -> None:
+    monkeypatch.setattr(parts_module, "MANY_FILES", 0.5 if by_file else 4)
+    whole = build(settings_of("whole", text=several, part_bytes=5000))
+    made = []
+    for shard in ("3/5", "0/5", "4/5", "1/5", "2/5"):
+        folder = build(settings_of("sharded", text=several, part_bytes=5000, shard=shard))
+        made.append({path.name for path in folder.glob("[0-9]*")})
+    assert not set.intersection(*made) and all(made)
+    assert tree(merge(Path(settings_of("sharded").out))) == tree(whole)
+    assert tree(merge(Path(settings_of("sharded").out), workers=2)) == tree(whole)
+    assert build(settings_of("sharded", text=several, part_bytes=5000, shard="1/5")).name == "sharded"
+
+
+def test_shards_that_are_missing_or_of_another_number_are_errors_that_say_what_to_do(
+    settings_of: Callable[..., BuildSettings], several: list[str]
+) -> None:
+    same = {"text": several, "labeller": None, "formats": ["sentence_pair"]}
+    build(settings_of("build", shard="1/3", **same))
+    with pytest.raises(UserError, match=r"shard 0, 2 of 3 is not finished"):
+        merge(settings_of("build").out)
+    with pytest.raises(UserError, match="holds shards; finish them and run ppt corpora merge"):
+        build(settings_of("build", **same))
+    with pytest.raises(UserError, match="is a shard of 3, this command says 2"):
+        build(settings_of("build", shard="1/2", **same))
+    with pytest.raises(UserError, match="built with seed 0, this command says 1"):
+        build(settings_of("build", shard="0/3", seed=1, **same))
+    for wrong in ("3/3", "x", "-1/2", "1"):
+        with pytest.raises(ValueError, match="expected I/N"):
+            settings_of("build", shard=wrong)
+
+
+def test_a_store_knows_the_file_and_the_line_of_each_document(
+    settings_of: Callable[..., BuildSettings], several: list[str], pocket_docs: list[list[str]]
+) -> None:
+    out = build(
+        settings_of(
+            "build", text=several, part_bytes=3000, labeller=None, formats=["sentence_pair"], workers=2
+        )
+    )
+    store = SentenceStore.open(out / "store")
+    assert store.place(0) == "a.jsonl line 1"
+    assert store.place(7) == "a.jsonl line 9"  # line 8 is broken
+    assert store.place(60) == f"{Path(several[1]).name} line 1"
+    assert store.place(61) == f"{Path(several[1]).name} line {len(pocket_docs[0]) + 2}"
+    assert store.place(store.n_docs - 1) == "d.jsonl.gz line 64"
+    dropped = store.manifest["dropped_places"]
+    assert dropped["not valid JSON"] == [
+        f"{n} line {8 + k}" for n, k in [("a.jsonl", 0), *((f"{x}.jsonl.gz", 0) for x in "bcd")]
+    ]
