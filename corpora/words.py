@@ -54,7 +54,7 @@ class WordEncoder:
         """Ids of N texts, end to end.
 
         Args:
-            texts: strings that can be written as UTF-8.
+            texts: strings that can be written as UTF-8, below 2**31 ids together.
 
         Returns:
             int32 [L], and int64 [N + 1]: where each text starts.
@@ -66,15 +66,16 @@ class WordEncoder:
         coded = split.values.dictionary_encode()
         rows = self._rows(coded.dictionary.to_pylist())
         # First per distinct word, then per word: the table of distinct words is small and stays in the cache.
-        first_of, lengths_of = self._starts[rows], self._starts[rows + 1] - self._starts[rows]
+        first_of = self._starts[rows].astype(np.int32)  # 32 bits, as this is a matter of memory traffic
+        lengths_of = (self._starts[rows + 1] - self._starts[rows]).astype(np.int32)
         words = np.asarray(coded.indices)
         lengths = lengths_of[words]
-        ends = np.cumsum(lengths, dtype=np.int64)
+        ends = np.cumsum(lengths, dtype=np.int32)
         # Place j of the result is the (j - start)-th id of its word.
         places = np.repeat(first_of[words] - (ends - lengths), lengths)
-        places += np.arange(len(places))
+        places += np.arange(len(places), dtype=np.int32)
         starts = np.concatenate([np.zeros(1, np.int64), ends])[np.asarray(split.offsets)]
-        return self._ids[places], starts
+        return np.take(self._ids, places), starts
 
     def _rows(self, words: list[str]) -> NDArray[np.int64]:
         """Rows of the table of words, those of new words after they were encoded."""
