@@ -6,6 +6,7 @@ bytes, for any number of workers, shards and machines.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from corpora.tokenizer import Tokenizer
 
 # Settings that change no byte of a build, and those that stand in its manifest by content.
 NO_IDENTITY = (
-    *("workers", "strict", "shard", "out"),
+    *("workers", "strict", "engine", "shard", "out"),
     *("text", "tokenizer", "formats", "labeller", "labeller_words"),
 )
 MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning; T5's vocabulary has 42 % on Chinese
@@ -66,7 +67,7 @@ def build(settings: BuildSettings) -> Path:
             "keep_text: false leaves the labeller nothing to read; keep the text, or give no labeller"
         )
     out = Path(settings.out)
-    with worker_pool(settings.workers) as pool:
+    with _pool(settings) as pool:
         fields = _identity(settings, sources, tokenizer, labeller, formats)
         check_same(out, fields)
         with machine_errors(out):
@@ -93,6 +94,15 @@ def build(settings: BuildSettings) -> Path:
             if settings.strict:
                 _no_drops(sources, SentenceStore.open(out / "store").manifest)
             return _finish(out, labeller, settings, fields, pool)
+
+
+def _pool(settings: BuildSettings) -> contextlib.AbstractContextManager[Pool]:
+    """Who does the work."""
+    if settings.engine == "ray":
+        from corpora.common.ray_pool import ray_pool
+
+        return ray_pool(settings.workers)
+    return worker_pool(settings.workers)
 
 
 def merge(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -37,6 +37,7 @@ class BuildSettings(LabelSettings):
     keep_text: bool = True  # beside the token ids
     strict: bool = False  # a bad record ends the build, also one that a finished store left out
     part_bytes: int = Field(default=8 << 20, ge=1)  # of text in a part, the unit of resuming and of shards
+    engine: Literal["processes", "ray"] = "processes"  # who does the work; the result is the same
     shard: tuple[int, int] | None = None  # make only the parts of this one of so many shards, and no store
 
     @field_validator("formats")

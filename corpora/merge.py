@@ -152,7 +152,9 @@ def make_store(
         dropped_places=totals.read.places,
         versions=library_versions(*LIBRARIES),
     )
-    manifest["tokenizer"]["name"] = fields["tokenizer"]["name"]  # of where it came from, not of the build's copy
+    manifest["tokenizer"]["name"] = fields["tokenizer"][
+        "name"
+    ]  # of where it came from, not of the build's copy
     with atomic_folder(folder) as partial:
         join_parts(
             [path for paths in parts for path in paths], partial, fields["keep_text"], totals.lines_before

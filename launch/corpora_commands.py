@@ -42,6 +42,10 @@ def corpora_build(
     keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
     balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
     keep_text: Annotated[bool, typer.Option(help="Keep the text beside the token ids.")] = True,
+    engine: Annotated[
+        Literal["processes", "ray"],
+        typer.Option(help="Who does the work: processes here, or Ray (RAY_ADDRESS names a cluster)."),
+    ] = "processes",
     shard: Annotated[
         str | None,
         typer.Option(metavar="I/N", help="Make only this shard, from 0; ppt corpora merge does the rest."),
@@ -58,7 +62,7 @@ def corpora_build(
     values: dict[str, Any] = {
         "text": text, "tokenizer": tokenizer, "out": str(out), "labeller": labeller, "unit": unit,
         "language": language, "text_field": text_field, "workers": workers, "seed": seed, "strict": strict,
-        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text, "shard": shard,
+        "validation": validation, "keep": keep, "balance": balance, "keep_text": keep_text, "shard": shard, "engine": engine,
     }  # fmt: skip
     if formats is not None:
         values["formats"] = split_names(formats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Callable
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from corpora import build as build_module
 from corpora import parts as parts_module
 from corpora.build import build, merge
 from corpora.build_settings import BuildSettings
 from corpora.common.errors import UserError
+from corpora.common.ray_pool import ray_pool
 from corpora.store import SentenceStore
 
 Tree = Callable[[Path], dict[str, str]]  # every file of a folder and the hash of its bytes
@@ -90,3 +93,19 @@ def test_a_store_knows_the_file_and_the_line_of_each_document(
     assert dropped["not valid JSON"] == [
         f"{n} line {8 + k}" for n, k in [("a.jsonl", 0), *((f"{x}.jsonl.gz", 0) for x in "bcd")]
     ]
+
+
+def test_a_build_by_ray_has_the_same_bytes_and_the_same_errors(
+    settings_of: Callable[..., BuildSettings], tree: Tree, several: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {"text": several, "part_bytes": 9000}
+    whole = tree(build(settings_of("whole", **same)))
+    broken = Path(several[1]).parent / "broken.jsonl"
+    broken.write_text("{")
+    with ray_pool(2) as pool:
+        monkeypatch.setattr(build_module, "_pool", lambda settings: contextlib.nullcontext(pool))
+        assert tree(build(settings_of("ray", **same))) == whole
+        with pytest.raises(UserError, match=r"broken\.jsonl line 1: not valid JSON"):
+            build(settings_of("strict", text=[str(broken)], strict=True))
+        with pytest.raises(ValueError, match="invalid literal"):
+            list(pool.each(int, [("x",)]))
