@@ -18,6 +18,10 @@ QUERY, TEMPLATE, RIGHT, LABEL = "cyan", "dim", "green", "bold black on green"
 KIND_STYLES = dict(zip(KINDS, ("green", "yellow", "magenta"), strict=True))
 TICK = "✓"  # one cell wide everywhere, unlike arrows that some terminals draw as pictures
 MARGIN, BODY = "     ", "       "  # before what a part is, and before its text
+FIRST_STRONG_ISOLATE, POP_ISOLATE = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
+CLOSING = "，。、；：！？）」』》】”’"  # of scripts without spaces, whose lines may end anywhere
+HANGING = 4  # columns kept free for one of them and the template's dot
+DOT = " ."  # of the template, behind an option
 LEAST = 20  # columns of text on the narrowest terminal
 
 
@@ -43,7 +47,7 @@ def as_text(
         width=columns,
         legacy_windows=False,
     )
-    for line in _lines(build, width):
+    for line in _lines(build, width, " " if colour else ""):
         for piece in _wrapped(line, console, columns):
             console.print(piece, soft_wrap=True)
     return file.getvalue()
@@ -51,19 +55,45 @@ def as_text(
 
 def example_text(example: dict[str, Any], format: str) -> str:
     """One example of `describe` as plain lines, for a page."""
-    return "\n".join(line.plain.rstrip() for line in _example(example, format, None)) + "\n"
+    return "\n".join(_isolated(line).plain.rstrip() for line in _example(example, format, None, "")) + "\n"
 
 
 def _wrapped(line: Text, console: Console, columns: int | None) -> Iterable[Text]:
     """A line cut to the terminal's columns, what follows indented like its beginning."""
-    if columns is None or line.cell_len <= columns:
+    if columns is None:
         return [line]
-    indent = len(line.plain) - len(line.plain.lstrip(" "))
-    pieces = line[indent:].wrap(console, max(LEAST, columns - indent))
-    return [Text(" " * indent).append_text(piece) for piece in pieces]
+    if line.cell_len <= columns:
+        return [_isolated(line)]
+    indent = _indent(line)
+    pieces: list[Text] = []
+    for piece in line[indent:].wrap(console, max(LEAST, columns - indent - HANGING)):
+        if pieces and piece.plain[0] in CLOSING:  # a mark that ends what stands before it begins no line
+            pieces[-1].append_text(piece[:1])
+            piece = piece[1:]
+        if pieces and piece.plain.strip() == DOT.strip():
+            pieces[-1] = Text(" ").join([pieces[-1], piece[-1:]])
+        elif piece.plain:
+            pieces.append(piece)
+    return [_isolated(Text(" " * indent).append_text(piece)) for piece in pieces]
 
 
-def _lines(build: dict[str, Any], width: int | None) -> Iterator[Text]:
+def _indent(line: Text) -> int:
+    return len(line.plain) - len(line.plain.lstrip(" "))
+
+
+def _isolated(line: Text) -> Text:
+    """A line with right-to-left words in Unicode's isolates, so that its own direction orders it, not the indent's.
+
+    Each line needs them: they do not reach over a line's end.
+    """
+    if not any(unicodedata.bidirectional(character) in ("R", "AL") for character in line.plain):
+        return line
+    indent = _indent(line)
+    return line[:indent].append(FIRST_STRONG_ISOLATE).append_text(line[indent:]).append(POP_ISOLATE)
+
+
+def _lines(build: dict[str, Any], width: int | None, pad: str) -> Iterator[Text]:
+    """All lines; `pad` stands around a label, which on a terminal has a ground of its own."""
     store = build["store"]
     yield Text(
         f"store: {store['documents']:,} documents, {store['units']:,} {store['unit']}, {store['tokens']:,} tokens"
@@ -81,13 +111,13 @@ def _lines(build: dict[str, Any], width: int | None) -> Iterator[Text]:
             yield Text()
             yield Text.assemble(
                 f"  {number}. ",
-                (f" {example['label']} ", LABEL),
+                (f"{pad}{example['label']}{pad}", LABEL),
                 (f"  row {example['row']}, {example['tokens']} of {about['budget']} tokens", "dim"),
             )
-            yield from _example(example, name, width)
+            yield from _example(example, name, width, pad)
 
 
-def _example(example: dict[str, Any], format: str, width: int | None) -> Iterator[Text]:
+def _example(example: dict[str, Any], format: str, width: int | None, pad: str) -> Iterator[Text]:
     """Each segment as a line that says what it is and a line of text; the template between them."""
     parts = example["parts"]
     template = Text()
@@ -113,10 +143,10 @@ def _example(example: dict[str, Any], format: str, width: int | None) -> Iterato
             body = Text(BODY).append_text(_segment(part, width))
         elif role == "mask":
             template.append_text(
-                Text.assemble(" " if template else "", MASK, " = ", (example["label"], LABEL))
+                Text.assemble(" " if template else "", MASK, " = ", (f"{pad}{example['label']}{pad}", LABEL))
             )
         elif part["text"] == "." and body is not None and not template:
-            body.append(" .", TEMPLATE)
+            body.append(DOT, TEMPLATE)
         else:
             template.append((" " if template else "") + part["text"], TEMPLATE)
     yield from waiting()
@@ -148,8 +178,10 @@ def _heading(part: dict[str, Any], letter: str, format: str, source: str | None)
 def _segment(part: dict[str, Any], width: int | None) -> Text:
     style = QUERY if part["role"] == "query" else RIGHT if part.get("right") else ""
     text = Text(_printable(part["text"]), style)
-    if width is not None:
-        text.truncate(width, overflow="ellipsis")
+    if width is not None and text.cell_len > width:
+        text.truncate(width - 1)
+        text.rstrip()
+        text.append("…")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -100,7 +101,8 @@ def markdown(title: str, sections: list[Section]) -> str:
                 lead = "**Warning:** " if block.warning else ""
                 parts.append("\n".join(f"- {lead}{note}" for note in block.notes))
             elif isinstance(block, Code):
-                fence = "`" * 3
+                runs = re.findall(r"`+", block.text)
+                fence = "`" * max(3, 1 + max(map(len, runs), default=0))  # longer than any in the text
                 parts.append(f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}")
             elif isinstance(block, Table):
                 parts.append(markdown_table(block))
