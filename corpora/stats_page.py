@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from corpora.common.blocks import Entry, Notes, Picture, Section, Table, Text
 from corpora.common.files import write_bytes_atomic, write_json, write_text_atomic
 from corpora.common.page import page
+from corpora.common.progress import say
 from corpora.origins import KINDS, some_names
-from corpora.stats import ROWS
 
 MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning, as in the build
 SOURCES_SHOWN = 30
@@ -35,15 +34,14 @@ def write_page(found: dict[str, Any], out: str | Path) -> Path:
 
     out = Path(out)
     pictures = {picture.name: picture for picture in stats_plots.pictures(found)}
-    warnings = warnings_of(found)
     glyphs = missing_glyphs(word for about in found["formats"].values() for word in about["label_words"])
     if glyphs:
-        warnings.append(f"no font of this machine draws {glyphs}: boxes in the PNG files, right in this page")
+        say(f"warning: no font of this machine draws {glyphs}: boxes in the PNG files, right in the page")
     for picture in pictures.values():
         write_bytes_atomic(out / f"{picture.name}.png", picture.png)
     write_json(out / "stats.json", found)
     title = f"Task corpora of {some_names([str(source['name']) for source in found['store']['sources']])}"
-    write_text_atomic(out / "stats.html", page(title, sections(found, pictures, warnings)))
+    write_text_atomic(out / "stats.html", page(title, sections(found, pictures)))
     return out / "stats.html"
 
 
@@ -66,9 +64,10 @@ def warnings_of(found: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def sections(found: dict[str, Any], pictures: dict[str, Picture], warnings: Sequence[str]) -> list[Section]:
+def sections(found: dict[str, Any], pictures: dict[str, Picture]) -> list[Section]:
     """The page's content."""
     opening: list[Text | Notes | Table] = [Text(_size(found["store"]))]
+    warnings = warnings_of(found)
     if warnings:
         opening.append(Notes(tuple(warnings), warning=True))
     opening.append(_formats_table(found))
@@ -78,9 +77,11 @@ def sections(found: dict[str, Any], pictures: dict[str, Picture], warnings: Sequ
         if about["looked_at"] < sum(about["examples"].values())
     ]
     if sampled:
+        looked = found["formats"][sampled[0]]["looked_at"]  # as many of each
         opening.append(
             Text(
-                f"Lengths, options and kinds are counted over {ROWS:,} examples drawn at random from {', '.join(sampled)}; "
+                f"Lengths, options and kinds are counted over {looked:,} examples drawn at random from "
+                f"{', '.join(sampled)}; "
                 "sizes, labels, units and drop reasons are counted over everything."
             )
         )

@@ -16,7 +16,7 @@ from corpora.common.blocks import Picture
 from corpora.common.plots import GRID, INK, PANELS, QUIET, WIDTH, add_legend, label_axis, make_panels, save
 from corpora.origins import KINDS
 
-BAR, PALE = "#3d8ec9", "#9fabb6"  # seen well on white and on the page's dark
+BAR, GREY = "#3d8ec9", "#9fabb6"  # seen well on white and on the page's dark
 # Okabe and Ito's: told apart with every common colour blindness, near to the terminal's green, yellow, magenta.
 KIND_COLOURS = dict(zip(KINDS, ("#009e73", "#e69f00", "#cc79a7"), strict=True))
 LIMIT = "#d55e00"
@@ -35,7 +35,7 @@ def units(found: dict[str, Any]) -> Picture:
     label_axis(axes[1], "", "documents")
     _legend_of_histograms(figure)
     caption = (
-        f"How many {store['unit']} have so many tokens, and how many documents so many {store['unit']}; the last, pale bar "
+        f"How many {store['unit']} have so many tokens, and how many documents so many {store['unit']}; the last, grey bar "
         "holds all that are longer."
     )
     return save(figure, "units", caption)
@@ -59,7 +59,7 @@ def lengths(found: dict[str, Any]) -> Picture:
     add_legend(figure, [Line2D([], [], color=LIMIT, linewidth=1.4, label="budget"), median], 2)
     caption = (
         "Tokens of the examples as the encoder reads them beside a prompt of 100; what would pass the budget is cut "
-        "to it, so that the last bar holds the cut ones."
+        "to fit, so that the last bar holds the cut ones."
     )
     return save(figure, "lengths", caption)
 
@@ -71,7 +71,7 @@ def labels(found: dict[str, Any]) -> Picture:
     for number, (axis, about) in enumerate(zip(axes, formats.values(), strict=True)):
         words = about["label_words"]
         x = np.arange(len(words))
-        for offset, split, colour in ((-0.2, "train", BAR), (0.2, "validation", PALE)):
+        for offset, split, colour in ((-0.2, "train", BAR), (0.2, "validation", GREY)):
             counts = np.array([about["labels"][split][word] for word in words])
             axis.bar(x + offset, 100 * counts / max(1, counts.sum()), width=0.4, color=colour)
         axis.plot(
@@ -87,7 +87,7 @@ def labels(found: dict[str, Any]) -> Picture:
         axis.yaxis.set_major_locator(MaxNLocator(4))
         label_axis(axis, "", "% of the split" if number % PANELS == 0 else "")
     even = Line2D([], [], color=INK, marker="_", linestyle="", markersize=9, label="if all were even")
-    add_legend(figure, [Patch(color=BAR, label="train"), Patch(color=PALE, label="held out"), even], 3)
+    add_legend(figure, [Patch(color=BAR, label="train"), Patch(color=GREY, label="held out"), even], 3)
     caption = (
         "Labels by split. For choices the label is the place of the right option; a late letter is rarer because "
         "fewer examples have so many options."
@@ -220,14 +220,14 @@ def _title(format: str) -> str:
 
 
 def _histogram(axis: Axes, values: dict[str, Any]) -> None:
-    """Bars of one histogram, a pale one for what is beyond them, a line at the median."""
+    """Bars of one histogram, a grey one for what is beyond them, a line at the median."""
     if not values["n"]:
         return
     width, bars = values["width"], values["bars"]
     edges = width * np.arange(len(bars) + 1)
     axis.bar(edges[:-1], bars, width=width * 0.94, align="edge", color=BAR)
     if values["longer"]:
-        axis.bar(edges[-1], values["longer"], width=width * 1.6, align="edge", color=PALE)
+        axis.bar(edges[-1], values["longer"], width=width * 1.6, align="edge", color=GREY)
     axis.axvline(values["quantiles"]["0.5"], color=INK, linewidth=1.1, linestyle=(0, (3, 2)))
     axis.set_xlim(0, edges[-1] + width * 2)
     axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -237,7 +237,7 @@ def _histogram(axis: Axes, values: dict[str, Any]) -> None:
 
 def _legend_of_histograms(figure: Figure) -> None:
     median = Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (3, 2)), label="median")
-    add_legend(figure, [median, Patch(color=PALE, label="longer")], 2)
+    add_legend(figure, [median, Patch(color=GREY, label="longer")], 2)
 
 
 def _figure(height: float, legend_rows: int) -> Figure:
