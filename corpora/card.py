@@ -18,7 +18,7 @@ from corpora.formats import CHOICE_FORMATS, ENCODER_TOKENS, FORMATS
 from corpora.origins import some_names
 from corpora.show import PROMPT_LEN, describe
 from corpora.show_text import example_text
-from corpora.stats import counts_of
+from corpora.stats import count_title, counts_of
 from corpora.stats_page import selection_fields
 from corpora.task_corpus import SPLITS
 
@@ -219,7 +219,7 @@ def _left_out(store: dict[str, Any]) -> Iterator[Text | Table]:
         yield Text("Nothing.")
         return
     body = [
-        (Entry(name.replace("_", " ")), Entry(reason), Entry(f"{count:,}"))
+        (Entry(count_title(name)), Entry(reason), Entry(f"{count:,}"))
         for name, reasons in counts.items()
         for reason, count in reasons.items()
     ]

@@ -70,6 +70,11 @@ def counts_of(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
     return found
 
 
+def count_title(name: str) -> str:
+    """What a dictionary of counts is called before people."""
+    return "records not read" if name == "dropped" else name.replace("_", " ")
+
+
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int]]:
     for key, inner in sorted(value.items()):
         if isinstance(inner, dict):

@@ -10,9 +10,10 @@ from corpora.common.files import write_bytes_atomic, write_json, write_text_atom
 from corpora.common.page import page
 from corpora.common.progress import say
 from corpora.origins import KINDS, some_names
+from corpora.stats import count_title
 
 MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning, as in the build
-SOURCES_SHOWN = 30
+SOURCES_OPEN, SOURCES_SHOWN = 5, 200  # sources that are listed without being asked for, and at all
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -100,7 +101,8 @@ def sections(found: dict[str, Any], pictures: dict[str, Picture]) -> list[Sectio
     parts += _sureness(found)
     left_out = pictures.get("dropped", Text("Nothing was left out."))
     parts.append(Section("Left out, and why", (left_out,)))
-    parts.append(Section("Where the text comes from", (_sources_table(found["store"]),)))
+    folded = len(found["store"]["sources"]) > SOURCES_OPEN
+    parts.append(Section("Where the text comes from", (_sources_table(found["store"]),), folded))
     tables = [*_labels_tables(found), _kinds_table(found), _dropped_table(found)]
     full = tuple(table for table in tables if table.body)
     return (
@@ -213,7 +215,7 @@ def selection_fields(notes: dict[str, Any], n_classes: int) -> list[str]:
 
 
 def _dropped_table(found: dict[str, Any]) -> Table:
-    groups = [(name.replace("_", " "), counts) for name, counts in found["counts"].items()]
+    groups = [(count_title(name), counts) for name, counts in found["counts"].items()]
     groups += [(name, about["dropped"]) for name, about in found["formats"].items()]
     body = [
         (Entry(name), Entry(reason), Entry(f"{count:,}"))
@@ -249,7 +251,7 @@ def as_text(found: dict[str, Any]) -> str:
     for name, field in zip(names, ("unit_tokens", "document_units"), strict=True):
         lines += ["", f"{name}: {_summary(store[field])}", *_spark(store[field])]
     for name, counts in found["counts"].items():
-        lines += ["", name.replace("_", " ")]
+        lines += ["", count_title(name)]
         lines += [f"  {count:>12,}  {reason}" for reason, count in counts.items()]
     for name, about in found["formats"].items():
         lines += ["", *_format_lines(name, about)]

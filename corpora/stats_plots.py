@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from corpora.common.blocks import Picture
 from corpora.common.plots import GRID, INK, PANELS, QUIET, WIDTH, add_legend, label_axis, make_panels, save
 from corpora.origins import KINDS
+from corpora.stats import count_title
 
 BAR, GREY = "#3d8ec9", "#9fabb6"  # seen well on white and on the page's dark
 # Okabe and Ito's: told apart with every common colour blindness, near to the terminal's green, yellow, magenta.
@@ -175,7 +176,7 @@ def option_counts(found: dict[str, Any]) -> Picture | None:
 
 def dropped(found: dict[str, Any]) -> Picture | None:
     """What was left out, repaired or filtered, by reason: of the text, and of each format."""
-    groups = {name.replace("_", " "): counts for name, counts in found["counts"].items()}
+    groups = {count_title(name): counts for name, counts in found["counts"].items()}
     groups |= {_title(name): about["dropped"] for name, about in found["formats"].items()}
     groups = {name: counts for name, counts in groups.items() if counts}
     if not groups:
@@ -195,7 +196,7 @@ def dropped(found: dict[str, Any]) -> Picture | None:
             ticks.append(y)
             names.append(reason if len(reason) <= REASON_CHARS else reason[: REASON_CHARS - 1] + "…")
             y += 1
-    axis.set_xlim(0, most * 1.12)
+    axis.set_xlim(0, most * 1.16)
     axis.set_ylim(y - 0.4, -0.6)
     axis.set_yticks(ticks, names)
     _quiet(axis)
