@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from corpora.common.blocks import Picture, Section, Table, markdown
 from corpora.common.errors import UserError
 from corpora.common.files import write_bytes_atomic, write_json, write_text_atomic
+from corpora.common.page import page
+from corpora.common.plots import missing_glyphs
 from finetune import report_plots as plots
-from finetune.report_blocks import Section, markdown
-from finetune.report_html import page
 from finetune.report_read import Row, Run, check_protocol, merge_rows, read_run
 from finetune.report_sections import closing, command, opening, results, warnings_of, words
 from finetune.report_tables import (
     Places,
-    Table,
     in_order,
     main_shots,
     main_table,
@@ -94,7 +94,7 @@ def report(
     seeds = sorted({int(row["seed"]) for row in rows})
     warnings += warnings_of(places, shots, rates, seeds)
     sections: list[Section] = []
-    pictures: list[plots.Picture] = []
+    pictures: list[Picture] = []
     table = None
     if rows:
         table = main_table(places, shots, len(seeds))
@@ -108,7 +108,7 @@ def report(
         if picture:
             pictures.append(picture)
             sections.append(Section(f"Pre-training ({run.folder})", (picture,)))
-    glyphs = plots.missing_glyphs([*shots, *(line.label for line, _, _ in places)])
+    glyphs = missing_glyphs([*shots, *(line.label for line, _, _ in places)])
     if glyphs and pictures:
         warnings.append(
             f"no font of this machine draws {glyphs}: boxes in the PNG files, right in the page; install a font that has them"
@@ -123,7 +123,7 @@ def _write(
     out: Path,
     title: str,
     sections: list[Section],
-    pictures: list[plots.Picture],
+    pictures: list[Picture],
     runs: list[Run],
     rows: list[Row],
     places: Places,

@@ -1,29 +1,19 @@
-"""The pictures of a report. Each is a figure that is saved twice: a PNG, and an SVG that follows the page's light or dark."""
+"""The pictures of a report."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
 import statistics
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib import font_manager
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from corpora.common.blocks import Picture
+from corpora.common.plots import INK, PANELS, QUIET, add_legend, label_axis, legend_shape, make_panels, save
 from finetune.report_tables import Line, Places
 
-INK, QUIET, GRID = "#1b2027", "#5c6670", "#d9dee3"  # replaced by the page's own in the SVG
 # Okabe and Ito's colours, told apart with every common colour blindness: cool ones start from a random prompt,
 # warm ones from a pre-trained one, grey is full tuning.
 COLOURS = {
@@ -42,41 +32,6 @@ COLOURS = {
 OTHERS = ("#7f63b8", "#a6761d", "#66a61e", "#b2476f", "#40798c", "#6b6b47")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PANELS = 4  # side by side
-WIDTH = 10.0  # inches
-# Latin letters from matplotlib's own font; Chinese ones from whichever of these the machine has.
-CHINESE_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN",
-    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB",
-    "Heiti SC", "Microsoft YaHei", "SimHei", "Arial Unicode MS",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the report keeps it: `png` is a file's bytes, `svg` goes into the page."""
-
-    name: str
-    caption: str
-    png: bytes
-    svg: str
-
-
-@cache
-def fonts() -> tuple[str, ...]:
-    """The fonts of all text, first choice first; only those that this machine has."""
-    have = set(font_manager.get_font_names())
-    return ("DejaVu Sans", *(name for name in CHINESE_FONTS if name in have))
-
-
-def missing_glyphs(texts: Iterable[str]) -> str:
-    """Characters of `texts` that no font here can draw: boxes in the PNG files, fine in the page."""
-    characters = {character for text in texts for character in text if not character.isspace()}
-    for name in fonts():
-        path = font_manager.findfont(name)
-        font = font_manager.get_font(path)
-        characters = {one for one in characters if font.get_char_index(ord(one)) == 0}
-    return "".join(sorted(characters))
 
 
 def colour(key: str, index: int = 0) -> str:
@@ -99,92 +54,12 @@ def _styles(lines: Sequence[Line]) -> dict[Line, tuple[str, str, str]]:
     return styles
 
 
-def _save(figure: Figure, name: str, caption: str) -> Picture:
-    """Draw a figure as PNG on white and as SVG without addresses, its inks named by the page's variables."""
-    png, svg = io.BytesIO(), io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": list(fonts())}
-    with warnings.catch_warnings(), matplotlib.rc_context(settings):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(png, format="png", dpi=144, facecolor="white")
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
-    return Picture(name, caption, png.getvalue(), page_svg(svg.getvalue(), name, caption))
-
-
-def page_svg(svg: str, name: str, caption: str) -> str:
-    """Fit matplotlib's SVG into an HTML page: no XML head, no name spaces, no sizes, identifiers of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)
-    width = re.search(r'viewBox="0 0 ([\d.]+)', svg)
-    points = float(width.group(1)) if width else WIDTH * 72
-    svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', rf'\1 style="--w:{points * 1.4:.0f}px"', svg, count=1)
-    svg = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    for ink, variable in ((INK, "ink"), (QUIET, "quiet"), (GRID, "rule")):
-        svg = svg.replace(ink, f"var(--{variable})")
-    svg = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*DejaVu Sans[^;\"]*", _font_of_page, svg)
-    label = caption.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _font_of_page(match: re.Match[str]) -> str:
-    return f"font: {match.group(2)}var(--sans)" if match.group(2) else "font-family: var(--sans)"
-
-
-def _panels(titles: Sequence[str], height: float, legend_rows: int) -> tuple[Figure, list[Axes]]:
-    """A grid of panels under room for a legend, with quiet frames and horizontal rules."""
-    columns = min(PANELS, len(titles))
-    rows = math.ceil(len(titles) / columns)
-    width = min(WIDTH, 2.5 * columns + 0.6) if columns > 1 else 4.8
-    total = height * rows + 0.26 * legend_rows + 0.1
-    figure = Figure(
-        figsize=(width, total),
-        layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - (0.26 * legend_rows + 0.08) / total)),
-    )
-    axes = []
-    with matplotlib.rc_context({"font.family": list(fonts()), "font.size": 8.5}):
-        for number, title in enumerate(titles):
-            axis = figure.add_subplot(rows, columns, number + 1)
-            axis.set_title(title, fontsize=9.5, color=INK, loc="left", fontweight="bold")
-            axis.grid(axis="y", color=GRID, linewidth=0.7)
-            axis.set_axisbelow(True)
-            axis.tick_params(colors=QUIET, labelcolor=QUIET, length=0, labelsize=8)
-            axis.spines[["top", "right", "left"]].set_visible(False)
-            axis.spines["bottom"].set_color(GRID)
-            axes.append(axis)
-    return figure, axes
-
-
-def _legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
-    with matplotlib.rc_context({"font.family": list(fonts())}):
-        figure.legend(
-            handles=list(handles), loc="upper left", ncols=columns, frameon=False, fontsize=8.5, labelcolor=INK,
-            handlelength=1.4, columnspacing=1.4, borderaxespad=0.1,
-        )  # fmt: skip
-
-
-def _legend_shape(n: int, panels: int) -> tuple[int, int]:
-    """(columns, rows) of a legend over that many panels."""
-    columns = {1: 3, 2: 4, 3: 6}.get(panels, 8)
-    return min(n, columns), math.ceil(n / columns)
-
-
-def _label(axis: Axes, x: str, y: str) -> None:
-    if x:
-        axis.set_xlabel(x, color=QUIET, fontsize=8.5)
-    if y:
-        axis.set_ylabel(y, color=QUIET, fontsize=8.5)
-
-
 def bars(places: Places, shots: dict[str, int], chance: dict[str, float]) -> Picture:
     """Mean test score of every line on every task: bars with sample deviations, a dot for each seed, a line at chance."""
     lines = sorted({line for line, _, _ in places})
     styles = _styles(lines)
-    columns, rows = _legend_shape(len(lines), min(PANELS, len(shots)))
-    figure, axes = _panels(list(shots), 2.5, rows)
+    columns, rows = legend_shape(len(lines), min(PANELS, len(shots)))
+    figure, axes = make_panels(list(shots), 2.5, rows)
     for number, (axis, (task, n)) in enumerate(zip(axes, shots.items(), strict=True)):
         for x, line in enumerate(lines):
             stat = places.get((line, task, n))
@@ -216,16 +91,16 @@ def bars(places: Places, shots: dict[str, int], chance: dict[str, float]) -> Pic
         axis.set_ylim(0, 103)
         axis.set_xlim(-0.6, len(lines) - 0.4)
         axis.set_xticks([])
-        _label(axis, "", "test accuracy, %" if number % PANELS == 0 else "")
+        label_axis(axis, "", "test accuracy, %" if number % PANELS == 0 else "")
     handles: list[Any] = [
         Patch(
             facecolor=styles[line][0], hatch=styles[line][1], edgecolor="white", linewidth=0, label=line.label
         )
         for line in lines
     ]
-    _legend(figure, handles, columns)
+    add_legend(figure, handles, columns)
     caption = "Test accuracy: mean over seeds (bar), sample deviation (whisker), each seed (dot), uniform guessing (dotted line)."
-    return _save(figure, "bars", caption)
+    return save(figure, "bars", caption)
 
 
 def _averaged(curves: Sequence[list[dict[str, Any]]], field: str) -> list[tuple[float, float, float, float]]:
@@ -269,8 +144,8 @@ def curves(
     if not drawn:
         return None
     shown = [line for line in lines if any(line in some for some in drawn.values())]
-    columns, legend_rows = _legend_shape(len(shown), min(PANELS, len(drawn)))
-    figure, axes = _panels(list(drawn), 2.3, legend_rows)
+    columns, legend_rows = legend_shape(len(shown), min(PANELS, len(drawn)))
+    figure, axes = make_panels(list(drawn), 2.3, legend_rows)
     for number, (axis, some) in enumerate(zip(axes, drawn.values(), strict=True)):
         for line, averaged in some.items():
             steps, mean, low, high = zip(*averaged, strict=True)
@@ -285,8 +160,8 @@ def curves(
                     linewidth=0,
                 )
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _label(axis, "step", label if number % PANELS == 0 else "")
-    _legend(
+        label_axis(axis, "step", label if number % PANELS == 0 else "")
+    add_legend(
         figure,
         [Line2D([], [], color=styles[line][0], linewidth=2, label=line.label) for line in shown],
         columns,
@@ -296,7 +171,7 @@ def curves(
         f"{what[0].upper()}{what[1:]} while tuning, cells with the chosen learning rate: mean over seeds, "
         "band from lowest to highest."
     )
-    return _save(figure, f"curves_{field}", caption)
+    return save(figure, f"curves_{field}", caption)
 
 
 def efficiency(places: Places) -> Picture | None:
@@ -313,8 +188,8 @@ def efficiency(places: Places) -> Picture | None:
     }
     lines = sorted({line for (line, _), some in several.items() if len(some) > 1})
     styles = _styles(lines)
-    columns, legend_rows = _legend_shape(len(lines), min(PANELS, len(tasks)))
-    figure, axes = _panels(tasks, 2.5, legend_rows)
+    columns, legend_rows = legend_shape(len(lines), min(PANELS, len(tasks)))
+    figure, axes = make_panels(tasks, 2.5, legend_rows)
     for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         for line in lines:
             points = [(n, places[line, task, n]) for n in several.get((line, task), ())]
@@ -329,13 +204,13 @@ def efficiency(places: Places) -> Picture | None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(sorted(by_task[task]), [str(n) for n in sorted(by_task[task])])
         axis.minorticks_off()
-        _label(axis, "training examples", "test accuracy, %" if number % PANELS == 0 else "")
+        label_axis(axis, "training examples", "test accuracy, %" if number % PANELS == 0 else "")
     handles = [
         Line2D([], [], color=styles[line][0], marker=styles[line][2], markersize=4.5, label=line.label)
         for line in lines
     ]
-    _legend(figure, handles, columns)
-    return _save(
+    add_legend(figure, handles, columns)
+    return save(
         figure,
         "efficiency",
         "Sample efficiency: mean test accuracy and sample deviation by number of training examples.",
@@ -348,7 +223,7 @@ def pretraining(metrics: Sequence[dict[str, Any]], name: str = "pretraining") ->
     fields = [field for field in ("loss", "accuracy") if any(row.get(field) is not None for row in metrics)]
     if not formats or not fields:
         return None
-    figure, axes = _panels(["loss", "accuracy, %"][: len(fields)], 2.7, 1)
+    figure, axes = make_panels(["loss", "accuracy, %"][: len(fields)], 2.7, 1)
     scale: Callable[[str, float], float] = lambda field, value: 100 * value if field == "accuracy" else value  # noqa: E731
     for axis, field in zip(axes, fields, strict=True):
         for number, group in enumerate(formats):
@@ -364,12 +239,12 @@ def pretraining(metrics: Sequence[dict[str, Any]], name: str = "pretraining") ->
                     x, y = zip(*sorted(points), strict=True)
                     axis.plot(x, y, color=colour(group, number), linewidth=width, alpha=alpha)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _label(axis, "step", "")
+        label_axis(axis, "step", "")
     handles = [
         Line2D([], [], color=colour(group, i), linewidth=2, label=group) for i, group in enumerate(formats)
     ]
-    _legend(figure, handles, 4)
-    return _save(
+    add_legend(figure, handles, 4)
+    return save(
         figure,
         name,
         "Pre-training: held-out loss and accuracy of each prompt group (strong), training batches (faint).",

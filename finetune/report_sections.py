@@ -10,18 +10,16 @@ from typing import Any
 
 import yaml
 
+from corpora.common.blocks import Code, Entry, Notes, Picture, Section, Table, Text
 from corpora.common.errors import UserError
 from corpora.common.files import library_versions
 from corpora.common.settings import read_yaml
 from finetune import report_plots as plots
-from finetune.report_blocks import Code, Notes, Section, Text
 from finetune.report_read import Row, Run, read_curves
 from finetune.report_tables import (
-    Entry,
     Line,
     Places,
     Rates,
-    Table,
     in_order,
     main_table,
     rates_tables,
@@ -81,7 +79,7 @@ def results(
     rates: dict[tuple[Line, str, int], Rates],
     seeds: list[int],
     table: Table,
-) -> tuple[list[plots.Picture], list[Section]]:
+) -> tuple[list[Picture], list[Section]]:
     """The pictures and sections that come from results.jsonl."""
     if not places:
         return [], [Section("Results", (Text("No cell has been scored on its test examples yet."),))]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from corpora.common.blocks import Entry, Table
 from corpora.common.errors import UserError
 from finetune.methods import METHODS
 from finetune.report_read import KEY_FIELDS, Row
@@ -229,24 +230,6 @@ def rates_of(rows: Sequence[Row]) -> dict[tuple[Line, str, int], Rates]:
         chosen = {rate: sum(bool(row.get("chosen")) for row in some) for rate, some in sorted(grid.items())}
         found[place] = Rates({rate: n for rate, n in chosen.items() if n}, dev, best, end)
     return found
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry of a printed table."""
-
-    text: str
-    strong: bool = False
-    quiet: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A printed table: the first column names the line, the others hold figures."""
-
-    head: tuple[str, ...]
-    body: tuple[tuple[Entry, ...], ...]
-    words: bool = False  # columns after the first hold words, not figures
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

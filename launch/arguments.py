@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from typing import Annotated, Any, Literal
 
@@ -34,3 +35,13 @@ def print_result(value: Any, as_json: bool, text: str) -> None:
 def split_names(names: str) -> list[str]:
     """Names out of a comma-separated list."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def terminal_columns() -> int | None:
+    """Columns of the terminal that results go to; None where they go to a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def in_colour() -> bool:
+    """Whether results are coloured: on a terminal that can, unless NO_COLOR (no-color.org) says no."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

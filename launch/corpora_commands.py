@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from launch.arguments import AsJson, Language, new_app, print_result, split_names
+from launch.arguments import (
+    AsJson,
+    Language,
+    in_colour,
+    new_app,
+    print_result,
+    split_names,
+    terminal_columns,
+)
 
 corpora_app = new_app("Raw text to task corpora.")
 label_app = new_app("The pseudo-labeller of single texts.")
@@ -94,18 +102,45 @@ def corpora_merge(
 @corpora_app.command("show")
 def corpora_show(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
-    n: Annotated[int, typer.Option("-n", help="Examples of each format.")] = 5,
+    n: Annotated[int, typer.Option("-n", min=0, help="Examples of each format.")] = 5,
+    format: Annotated[str | None, typer.Option(help="Show this format alone.")] = None,
+    label: Annotated[str | None, typer.Option(help="Show examples of this label word alone.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Cells of each text to show; default: all of it.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the choice of examples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Print readable examples and label counts.
+    """Print readable examples and label counts; coloured on a terminal (NO_COLOR turns it off).
 
-    Example: ppt corpora show runs/corpora -n 3
+    Example: ppt corpora show runs/corpora -n 3 --format unified --label B --width 160
     """
-    from corpora.show import as_text, describe
+    from corpora.show import describe
+    from corpora.show_text import as_text
 
-    build = describe(folder, n, seed)
-    print_result(build, as_json, as_text(build))
+    build = describe(folder, n, seed, format=format, label=label)
+    columns = terminal_columns()
+    print_result(build, as_json, as_text(build, colour=in_colour(), columns=columns, width=width))
+
+
+@corpora_app.command("stats")
+def corpora_stats(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a build.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the page; default: DIR/stats.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count lengths, labels, options and drop reasons: printed, as pictures, and as one page (stats.html).
+
+    Example: ppt corpora stats runs/corpora
+    """
+    from corpora.common.progress import say
+    from corpora.stats import collect
+    from corpora.stats_page import as_text, write_page
+
+    found = collect(folder)
+    page = write_page(found, folder / "stats" if out is None else out)
+    print_result(found, as_json, as_text(found))
+    say(f"the page is {page}")
 
 
 @label_app.command("train")

@@ -336,14 +336,12 @@ def test_a_command_names_the_file_whose_task_has_the_rows_name(tmp_path: Path) -
 def test_chinese_names_are_drawn_or_reported_never_an_error(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune import report_plots
+    from corpora.common import plots
 
     run = write_run(tmp_path / "run", made_rows(("情感", "cb")))
     here = report([run], tmp_path / "out")
-    assert bool(report_plots.missing_glyphs(["情感"])) == any(
-        "no font" in warning for warning in here.warnings
-    )
-    monkeypatch.setattr(report_plots, "fonts", lambda: ("DejaVu Sans",))  # as a machine without Chinese fonts
+    assert bool(plots.missing_glyphs(["情感"])) == any("no font" in warning for warning in here.warnings)
+    monkeypatch.setattr(plots, "fonts", lambda: ("DejaVu Sans",))  # as a machine without Chinese fonts
     without = report([run], tmp_path / "without")
     assert any("no font of this machine draws 情感" in warning for warning in without.warnings)
     assert "情感" in (tmp_path / "without" / "report.html").read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ COMMANDS = [
     ["demo"],
     ["corpora", "build"],
     ["corpora", "show"],
+    ["corpora", "stats"],
     ["corpora", "label", "train"],
     ["corpora", "label", "apply"],
     ["pretrain"],
@@ -85,6 +86,7 @@ def test_unknown_command_exits_with_2() -> None:
     [
         (["corpora", "build", "--text", "absent.txt", "--tokenizer", "absent", "--out", "o"], "absent"),
         (["corpora", "show", "absent"], "absent"),
+        (["corpora", "stats", "absent"], "absent"),
         (["fewshot", "absent.yaml"], "absent.yaml does not exist"),
         (["pretrain", "absent.yaml"], "absent.yaml does not exist"),
         (["backbone", "train", "absent.yaml"], "absent.yaml does not exist"),

@@ -1,11 +1,9 @@
-"""A report as a list of sections, and its Markdown. `report_html.py` renders the same sections as a page."""
+"""A report as a list of sections, and its Markdown. `page.py` renders the same sections as an HTML page."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-
-from finetune.report_plots import Picture
-from finetune.report_tables import Entry, Table
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,34 @@ class Code:
 
     text: str
     language: str = "text"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a printed table."""
+
+    text: str
+    strong: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A printed table: the first column names the line, the others hold figures."""
+
+    head: tuple[str, ...]
+    body: tuple[tuple[Entry, ...], ...]
+    words: bool = False  # columns after the first hold words, not figures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as a report keeps it: `png` is a file's bytes, `svg` goes into the page."""
+
+    name: str
+    caption: str
+    png: bytes
+    svg: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,8 @@ def markdown(title: str, sections: list[Section]) -> str:
                 lead = "**Warning:** " if block.warning else ""
                 parts.append("\n".join(f"- {lead}{note}" for note in block.notes))
             elif isinstance(block, Code):
-                fence = "`" * 3
+                runs = re.findall(r"`+", block.text)
+                fence = "`" * max(3, 1 + max(map(len, runs), default=0))  # longer than any in the text
                 parts.append(f"{fence}{block.language}\n{block.text.rstrip()}\n{fence}")
             elif isinstance(block, Table):
                 parts.append(markdown_table(block))

@@ -1,13 +1,11 @@
-"""The report as one page that needs nothing else: styles and pictures inside, no script, no address."""
+"""A report as one page that needs nothing else: styles and pictures inside, no script, no address."""
 
 from __future__ import annotations
 
 import html
 import re
 
-from finetune.report_blocks import Code, Notes, Section, Text
-from finetune.report_plots import Picture
-from finetune.report_tables import Table
+from corpora.common.blocks import Code, Notes, Picture, Section, Table, Text
 
 STYLE = """
 :root {
