@@ -11,7 +11,8 @@ import pytest
 from corpora import draws, view
 from corpora.common.errors import UserError
 from corpora.drawn import Drawn
-from corpora.draws import PLANS, draw, draw_block, n_blocks
+from corpora.draws import RECIPES, draw, draw_block, n_blocks
+from corpora.overlap import make_sketches
 
 Maker = Callable[..., SimpleNamespace]
 PAIRED = ("sentence_pair", "multiple_choice", "unified")
@@ -62,9 +63,10 @@ def test_blocks_can_be_drawn_in_any_order_by_anyone(
     whole = draw(format, store, 0)
     sides, _ = view.make_views(store, view.LIMITS[format], 0, 0.05)
     units = sides["train"]
+    sketches = make_sketches(store, RECIPES[format].caps)
     found = {}
-    for number in reversed(range(n_blocks(PLANS[format](units)))):  # a worker of its own for each block
-        found[number] = draw_block(format, units, PLANS[format](units), 0, number)
+    for number in reversed(range(n_blocks(units.n_units))):
+        found[number] = draw_block(format, units, sketches, 0, number)
     assert len(found) > 3
     query = np.concatenate([units.units[found[number].query] for number in sorted(found)])
     options = np.concatenate([units.units[found[number].options] for number in sorted(found)])
@@ -75,8 +77,8 @@ def test_blocks_can_be_drawn_in_any_order_by_anyone(
 def test_every_block_has_a_stream_of_its_own(store: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "BLOCK", 100)
     units = view.make_views(store, view.LIMITS["sentence_pair"], 0, 0.05)[0]["train"]
-    plan = PLANS["sentence_pair"](units)
-    labels = [draw_block("sentence_pair", units, plan, 0, number).label.tolist() for number in range(10)]
+    sketches = make_sketches(store, RECIPES["sentence_pair"].caps)
+    labels = [draw_block("sentence_pair", units, sketches, 0, number).label.tolist() for number in range(10)]
     assert len({tuple(one) for one in labels}) == 10
 
 
