@@ -37,7 +37,7 @@ from corpora.labelling import label_units
 from corpora.parts import PartMaker, make_parts, part_counts
 from corpora.segment import Language, Unit
 from corpora.store import SentenceStore, join_parts, store_manifest
-from corpora.task_corpus import write_task_corpus
+from corpora.task_corpus_writer import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
 MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning; T5's vocabulary has 42 % on Chinese

@@ -15,7 +15,8 @@ from corpora.common.files import atomic_folder, manifest_hash
 from corpora.draws import draw
 from corpora.formats import FORMATS, render_pretraining
 from corpora.store import SentenceStore
-from corpora.task_corpus import TaskCorpus, write_task_corpus
+from corpora.task_corpus import TaskCorpus
+from corpora.task_corpus_writer import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
 PROMPT_LEN = 100
@@ -121,7 +122,7 @@ def test_equal_draws_give_equal_bytes(build: Path, tmp_path: Path) -> None:
 
 
 def test_many_row_groups_read_as_one(build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corpora.task_corpus.ROW_GROUP", 50)
+    monkeypatch.setattr("corpora.task_corpus_writer.ROW_GROUP", 50)
     write(tmp_path, "unified", SentenceStore.open(build / "store"))
     assert pq.ParquetFile(tmp_path / "unified" / "examples.parquet").num_row_groups > 3
     for name in ("store", "tokenizer"):
