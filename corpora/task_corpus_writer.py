@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from corpora.common.files import hash_file, machine_errors, write_manifest
 from corpora.drawn import Drawn
+from corpora.example_index import ExampleIndexWriter
 from corpora.formats import label_words, pattern
 from corpora.task_corpus import SPLITS
 
@@ -40,6 +42,18 @@ def write_task_corpus(folder: str | Path, format: str, drawn: Drawn, fields: dic
     with machine_errors(path), pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for first in range(0, len(drawn), ROW_GROUP):
             writer.write_table(_table(drawn, first, min(first + ROW_GROUP, len(drawn))))
+    n_units = int(max(drawn.query.max(initial=-1), drawn.options.max(initial=-1))) + 1
+    with ExampleIndexWriter(folder, n_units) as index:
+        edges = np.flatnonzero(np.diff(drawn.validation)) + 1
+        for first, last in itertools.pairwise([0, *edges.tolist(), len(drawn)]):
+            offsets = drawn.offsets[first : last + 1]
+            index.append(
+                drawn.query[first:last],
+                drawn.options[offsets[0] : offsets[-1]],
+                np.diff(offsets),
+                drawn.label[first:last],
+                bool(drawn.validation[first : first + 1].any()),
+            )
     examples, labels = {}, {}
     for split, inside in (("train", ~drawn.validation), ("validation", drawn.validation)):
         counts = np.bincount(drawn.label[inside], minlength=len(words)).tolist()
@@ -53,6 +67,7 @@ def write_task_corpus(folder: str | Path, format: str, drawn: Drawn, fields: dic
         "examples": examples,
         "labels": labels,
         "dropped": drawn.dropped,
+        "unit_dtype": index.dtype.name,
         "examples_sha256": hash_file(path),
         **({"selection": drawn.notes} if drawn.notes else {}),
     }

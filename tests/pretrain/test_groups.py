@@ -23,8 +23,8 @@ class Lengths:
 
 
 def group(index: int, name: str, lengths: list[int]) -> Group:
-    rows = np.arange(len(lengths))
-    return Group(index, name, cast(Any, Lengths(lengths)), cast(Any, None), rows, rows)
+    rows = range(len(lengths))
+    return Group(index, name, cast(Any, Lengths(lengths)), cast(Any, None), rows, np.asarray(rows))
 
 
 def settings(**changes: Any) -> PretrainSettings:
@@ -40,7 +40,7 @@ def test_every_example_counts_once_and_all_processes_get_equally_many_micro_batc
     one: list[int], other: list[int], world: int
 ) -> None:
     groups = [group(0, "sentence_pair", one), group(1, "unified", other)]
-    picks = [g.train_rows for g in groups]
+    picks = [g.held_rows for g in groups]
     shares = [share_out(groups, picks, settings(), rank, world) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = [
@@ -57,7 +57,7 @@ def test_every_example_counts_once_and_all_processes_get_equally_many_micro_batc
 def test_a_micro_batch_keeps_to_its_tokens_prompt_and_padding_included(one: list[int], world: int) -> None:
     only = group(0, "unified", one)
     for rank in range(world):
-        for work in share_out([only], [only.train_rows], settings(), rank, world):
+        for work in share_out([only], [only.held_rows], settings(), rank, world):
             longest = max(one[row] for row in work.rows)
             assert len(work.rows) == 1 or len(work.rows) * (longest + 10) <= 60
 
