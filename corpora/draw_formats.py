@@ -96,7 +96,7 @@ def _draw(
             reasons = [dropped[name]]
             with (
                 atomic_folder(build / name, replace=True) as folder,
-                TaskCorpusWriter(folder, name, fields) as writer,
+                TaskCorpusWriter(folder, name, fields, opened.n_units) as writer,
             ):
                 for _, side, _ in (block for block in blocks if block[0] == name):
                     piece = next(results)

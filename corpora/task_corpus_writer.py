@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from corpora.common.files import hash_file, machine_errors, write_manifest
 from corpora.drawn import Drawn
+from corpora.example_index import ExampleIndexWriter
 from corpora.formats import label_words, pattern
 from corpora.task_corpus import SPLITS
 
@@ -34,12 +35,13 @@ class TaskCorpusWriter:
         format: one of `FORMATS`.
         fields: what else the manifest says: `store` (its manifest's hash), `tokenizer_fingerprint`, `seed`,
             `language` ("en" where not given) whose patterns and label words hold, `label_words` where a labeller's.
+        n_units: units of the store, U.
 
     Raises:
         MachineError: the disk is full or the place cannot be written.
     """
 
-    def __init__(self, folder: str | Path, format: str, fields: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Path, format: str, fields: dict[str, Any], n_units: int) -> None:
         self._folder, self._format, self._fields = Path(folder), format, fields
         self._language = fields.get("language", "en")
         self._words = list(fields.get("label_words") or label_words(format, self._language))
@@ -53,6 +55,7 @@ class TaskCorpusWriter:
                 use_dictionary=["label", "split"],
                 column_encoding=_PACKED,
             )
+        self._index = ExampleIndexWriter(self._folder, n_units)
 
     def __enter__(self) -> TaskCorpusWriter:
         return self
@@ -62,6 +65,7 @@ class TaskCorpusWriter:
     ) -> None:
         with machine_errors(self._path):
             self._file.close()
+        self._index.__exit__(kind, error, trace)
 
     def append(
         self,
@@ -71,7 +75,7 @@ class TaskCorpusWriter:
         label: NDArray[np.integer],
         held_out: bool,
     ) -> None:
-        """Add a block of examples, all of one split; those to train on come before those held out.
+        """Add a block of examples, all of one split.
 
         Args:
             query: [B] units that ask, as numbers of the store.
@@ -81,6 +85,7 @@ class TaskCorpusWriter:
             held_out: whether they are held out.
 
         Raises:
+            ValueError: examples to train on after held-out ones.
             MachineError: the disk is full or the place cannot be written.
         """
         if not len(query):
@@ -96,6 +101,7 @@ class TaskCorpusWriter:
         ]
         with machine_errors(self._path):
             self._file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+        self._index.append(query, options, counts, label, held_out)
 
     def finish(self, dropped: dict[str, int], notes: dict[str, Any] | None = None) -> dict[str, int]:
         """Close the files and write the manifest.
@@ -120,6 +126,7 @@ class TaskCorpusWriter:
                 for split, counts in self._counts.items()
             },
             "dropped": dropped,
+            "unit_dtype": self._index.dtype.name,
             "examples_sha256": hash_file(self._path),
             **({"selection": notes} if notes else {}),
         }
@@ -140,7 +147,8 @@ def write_task_corpus(folder: str | Path, format: str, drawn: Drawn, fields: dic
         MachineError: the disk is full or the place cannot be written.
     """
     train = len(drawn) - int(drawn.validation.sum())
-    with TaskCorpusWriter(folder, format, fields) as writer:
+    n_units = int(max(drawn.query.max(initial=-1), drawn.options.max(initial=-1))) + 1
+    with TaskCorpusWriter(folder, format, fields, n_units) as writer:
         for held_out, start, stop in ((False, 0, train), (True, train, len(drawn))):
             for first in range(start, stop, ROW_GROUP):
                 last = min(first + ROW_GROUP, stop)
