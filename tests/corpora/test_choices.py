@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from corpora import overlap
 from corpora.common.rng import generator
 from corpora.drawn import Drawn
 from corpora.draws import draw
@@ -125,3 +126,55 @@ def test_units_of_a_document_get_other_documents_each(made_store: Maker) -> None
         for query, options, _ in rows(draw("multiple_choice", store, 0))
     ]
     assert len(set(chosen)) > 0.99 * len(chosen)
+
+
+def shared(one: list[int], two: list[int]) -> float:
+    """Jaccard index by Python's sets."""
+    return len(set(one) & set(two)) / len(set(one) | set(two))
+
+
+def alike_options(store: SimpleNamespace, drawn: Drawn, format: str) -> int:
+    """Examples in which a wrong option shares four fifths or more of its distinct tokens with the right one."""
+    found = 0
+    for _, options, label in rows(drawn):
+        cut = [store.unit_ids(unit)[: caps(format, len(options))[1]].tolist() for unit in options]
+        right = cut.pop(label)
+        found += any(shared(right, wrong) >= 0.8 for wrong in cut)
+    return found
+
+
+NOTICES = set(generator(0, "near_copies").integers(100, 9000, (3, 100)).ravel().tolist())
+
+
+def near_copies(documents: int) -> list[list[list[int]]]:
+    """Half of the units are one of three notices with a few words changed in any place; no two are equal."""
+    rng = generator(0, "near_copies")
+    notices = rng.integers(100, 9000, (3, 100))
+    docs = []
+    for doc in range(documents):
+        units = []
+        for unit in range(12):
+            ids = notices[rng.integers(3)].copy() if rng.random() < 0.5 else rng.integers(100, 9000, 100)
+            changed = rng.random(100) < rng.choice([0.0, 0.02, 0.05, 0.1])
+            ids[changed] = rng.integers(10_000, 60_000, changed.sum())
+            ids[0] = 60_000 + doc * 12 + unit
+            units.append(ids[: rng.integers(85, 101)].tolist())
+        docs.append(units)
+    return docs
+
+
+@pytest.mark.parametrize("format", CHOICES)
+def test_no_wrong_option_shares_four_fifths_of_the_right_ones_tokens(
+    made_store: Maker, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    store = made_store(near_copies(100))
+    drawn = draw(format, store, 0)
+    assert alike_options(store, drawn, format) == 0
+    assert len(drawn) + drawn.dropped.get("examples whose options stayed equal or alike", 0) == 1200
+    assert len(drawn) > 1100
+    # Near copies still are right answers, and wrong ones.
+    right = drawn.options[drawn.offsets[:-1] + drawn.label]
+    copies = np.array([len(set(store.unit_ids(unit)[:50].tolist()) & NOTICES) > 15 for unit in range(1200)])
+    assert copies[right].mean() > 0.3 and copies[drawn.options].mean() > 0.3
+    monkeypatch.setattr(overlap, "_alike", lambda one, two: np.zeros(len(one), np.bool_))
+    assert alike_options(store, draw(format, store, 0), format) > 100  # nothing but the rule keeps them out
