@@ -28,6 +28,8 @@ from corpora.common.files import (
 from corpora.common.processes import Pool, worker_pool
 from corpora.common.progress import say
 from corpora.documents import not_strict
+from corpora.draw_formats import draw_formats
+from corpora.drawn import Summary
 from corpora.draws import draw
 from corpora.formats import FORMATS
 from corpora.labeller import Labeller
@@ -36,7 +38,7 @@ from corpora.merge import LIBRARIES, add_up, find_parts, finish_shard, make_stor
 from corpora.parts import PartMaker, make_parts
 from corpora.sources import Source, find_sources
 from corpora.store import SentenceStore
-from corpora.task_corpus import write_task_corpus
+from corpora.task_corpus_writer import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
 # Settings that change no byte of a build, and those that stand in its manifest by content.
@@ -238,8 +240,13 @@ def _finish(
     )
     _warn(store, labeller)
     missing = [name for name in fields["formats"] if not (out / name).exists()]
-    for name in missing:
-        _draw(out, store, name, how, fields["seed"], fields["validation"], labeller)
+    seed, validation = fields["seed"], fields["validation"]
+    unlabelled = [name for name in missing if name != "single_text"]
+    origin = _corpus_fields(out, store, seed, validation)
+    for name, summary in draw_formats(out.absolute(), unlabelled, seed, validation, origin, pool):
+        _say(name, summary)
+    if labeller is not None and "single_text" in missing:
+        _draw(out, store, how, seed, validation, labeller)
     if not missing:
         say(f"{out} was finished already")
     remove(out / "labels")
@@ -282,52 +289,55 @@ def _warn(store: SentenceStore, labeller: Labeller | None) -> None:
         )
 
 
-def _draw(
-    out: Path,
-    store: SentenceStore,
-    name: str,
-    how: LabelSettings,
-    seed: int,
-    validation: float,
-    labeller: Labeller | None,
-) -> None:
-    """Draw one format from the store and write its folder."""
-    language = store.manifest["language"]
-    fields: dict[str, Any] = {
+def _corpus_fields(out: Path, store: SentenceStore, seed: int, validation: float) -> dict[str, Any]:
+    """What the manifest of every format says."""
+    return {
         "store": manifest_hash(out / "store"),
         "tokenizer_fingerprint": store.manifest["tokenizer"]["fingerprint"],
         "seed": seed,
         "validation": validation,
-        "language": language,
+        "language": store.manifest["language"],
         "versions": library_versions(*LIBRARIES),
     }
-    labelled: dict[str, Any] = {}
-    if labeller is not None and name == "single_text":
-        labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", how.workers)
-        counts = np.bincount(labels, minlength=len(labeller.words))
-        found = ", ".join(f"{word} {n:,}" for word, n in zip(labeller.words, counts.tolist(), strict=True))
-        say(f"{name}: the labeller calls {found}")
-        labelled = {
-            "labels": labels,
-            "probs": probabilities,
-            "n_classes": len(labeller.words),
-            "thresholds": labeller.thresholds,
-            "keep": how.keep,
-            "balance": how.balance,
-        }
-        fields |= {
-            "label_words": list(labeller.words),
-            "labeller": labeller.describe(),
-            "keep": how.keep,
-            "balance": how.balance,
-        }
-    drawn = draw(name, store, seed, validation=validation, **labelled)
+
+
+def _say(name: str, summary: Summary) -> None:
+    for line in summary.lines():
+        say(f"{name}: {line}")
+    if not summary.train + summary.held_out:
+        say(f"warning: {name} has no examples; its documents need more units, or give more text")
+
+
+def _draw(
+    out: Path, store: SentenceStore, how: LabelSettings, seed: int, validation: float, labeller: Labeller
+) -> None:
+    """Label the units of the store, draw `single_text` from them and write its folder."""
+    name = "single_text"
+    labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", how.workers)
+    counts = np.bincount(labels, minlength=len(labeller.words))
+    found = ", ".join(f"{word} {n:,}" for word, n in zip(labeller.words, counts.tolist(), strict=True))
+    say(f"{name}: the labeller calls {found}")
+    drawn = draw(
+        name,
+        store,
+        seed,
+        validation=validation,
+        labels=labels,
+        probs=probabilities,
+        n_classes=len(labeller.words),
+        thresholds=labeller.thresholds,
+        keep=how.keep,
+        balance=how.balance,
+    )
+    fields = _corpus_fields(out, store, seed, validation) | {
+        "label_words": list(labeller.words),
+        "labeller": labeller.describe(),
+        "keep": how.keep,
+        "balance": how.balance,
+    }
     with atomic_folder(out / name, replace=True) as folder:
         write_task_corpus(folder, name, drawn, fields)
-    for line in drawn.lines():
-        say(f"{name}: {line}")
-    if not len(drawn):
-        say(f"warning: {name} has no examples; its documents need more units, or give more text")
+    _say(name, drawn.summary)
 
 
 def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings | None = None) -> Path:
@@ -356,6 +366,6 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
         remove(out / "labels")  # of another labeller, perhaps
         with atomic_folder(out / "labeller", replace=True) as partial:
             given.save(partial)
-        _draw(out, store, "single_text", how, there["seed"], there["validation"], given)
+        _draw(out, store, how, there["seed"], there["validation"], given)
         remove(out / "labels")
     return out / "single_text"

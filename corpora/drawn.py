@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,26 @@ from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What people are told of a corpus."""
+
+    train: int  # examples to train on
+    held_out: int
+    dropped: dict[str, int] = field(default_factory=dict)  # units or examples by reason
+    details: tuple[str, ...] = ()  # lines that are printed as well
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What to print: sizes, drops, warnings."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "nothing"
+        return [
+            f"{self.train:,} examples to train on, {self.held_out:,} held out; dropped: {reasons}",
+            *self.details,
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
 
 
 @dataclass(frozen=True)
@@ -31,15 +51,15 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.query)
 
-    def lines(self) -> list[str]:
-        """What to print of it: sizes, drops, warnings."""
+    @property
+    def summary(self) -> Summary:
+        """Its sizes, drops and warnings."""
         held_out = int(self.validation.sum())
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items()) or "nothing"
-        return [
-            f"{len(self) - held_out:,} examples to train on, {held_out:,} held out; dropped: {reasons}",
-            *self.details,
-            *(f"warning: {warning}" for warning in self.warnings),
-        ]
+        return Summary(len(self) - held_out, held_out, self.dropped, self.details, self.warnings)
+
+    def lines(self) -> list[str]:
+        """What to print of it."""
+        return self.summary.lines()
 
 
 @dataclass(frozen=True)
@@ -52,14 +72,11 @@ class Block:
     label: Int64  # [M]
     dropped: dict[str, int] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How a format draws from one view."""
-
-    queries: Int64  # indices of the units that ask
-    pick: Callable[[Int64, np.random.Generator], Block]  # draws the examples of some queries
-    dropped: dict[str, int] = field(default_factory=dict)
+    @classmethod
+    def none(cls, dropped: dict[str, int]) -> Block:
+        """A block without examples."""
+        empty = np.empty(0, np.int64)
+        return cls(empty, empty, empty, empty, dropped)
 
 
 def add_counts(parts: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +19,27 @@ from numpy.typing import NDArray
 from corpora import multiple_choice, sentence_pair, single_text, unified
 from corpora.common.errors import UserError, nearest
 from corpora.common.rng import generator
-from corpora.drawn import Block, Drawn, Plan, add_counts
+from corpora.drawn import Block, Drawn, add_counts
 from corpora.formats import FORMATS
+from corpora.overlap import Sketches, make_sketches, open_sketches, write_sketches
 from corpora.store import SentenceStore
-from corpora.view import LIMITS, StoreView, make_views
+from corpora.view import LIMITS, Queries, StoreView, make_views, open_view, write_views
 
-BLOCK = 1 << 15  # queries drawn at once; part of the result's identity, as the streams are named by block
+BLOCK = 1 << 16  # units that ask together; part of the result's identity, as the streams are named by block
 
-PLANS: dict[str, Callable[[StoreView], Plan]] = {
-    "sentence_pair": sentence_pair.plan,
-    "multiple_choice": multiple_choice.plan,
-    "unified": unified.plan,
+
+class Recipe(NamedTuple):
+    """How a format draws."""
+
+    pick: Callable[[StoreView, Sketches, Queries, np.random.Generator], Block]
+    strangers: int  # units of its document that are no neighbours, which a query must have
+    caps: tuple[int, ...]  # tokens at which it compares units
+
+
+RECIPES = {
+    "sentence_pair": Recipe(sentence_pair.pick, sentence_pair.STRANGERS, sentence_pair.CAPS),
+    "multiple_choice": Recipe(multiple_choice.pick, multiple_choice.STRANGERS, multiple_choice.CAPS),
+    "unified": Recipe(unified.pick, unified.STRANGERS, unified.CAPS),
 }
 
 
@@ -68,24 +82,100 @@ def draw(
             raise UserError("single_text needs pseudo-labels; give a labeller")
         given = single_text.Labels(labels, probs, n_classes, thresholds, keep, balance)
         return _selected(views, given, seed, dropped)
-    blocks: list[tuple[StoreView, Block]] = []
-    reasons = [dropped]
-    for view in views.values():
-        plan = PLANS[format](view)
-        reasons.append(plan.dropped)
-        blocks += [(view, draw_block(format, view, plan, seed, k)) for k in range(n_blocks(plan))]
-    return _joined(blocks, reasons)
+    sketches = make_sketches(store, RECIPES[format].caps)
+    blocks = [
+        (view, draw_block(format, view, sketches, seed, number))
+        for view in views.values()
+        for number in range(n_blocks(view.n_units))
+    ]
+    return _joined(blocks, [dropped])
 
 
-def n_blocks(plan: Plan) -> int:
-    """How many blocks a plan's queries make."""
-    return -(-len(plan.queries) // BLOCK)
+def n_blocks(n_units: int) -> int:
+    """How many blocks the units of a view make."""
+    return -(-n_units // BLOCK)
 
 
-def draw_block(format: str, view: StoreView, plan: Plan, seed: int, number: int) -> Block:
-    """Draw one block; depends on nothing but its arguments."""
-    rng = generator(seed, "draw", format, view.side, number)
-    return plan.pick(plan.queries[number * BLOCK : (number + 1) * BLOCK], rng)
+def draw_block(format: str, view: StoreView, sketches: Sketches, seed: int, number: int) -> Block:
+    """Draw one block; depends on nothing but its arguments.
+
+    A unit asks if it has a neighbour, and enough units of its document that are none.
+    """
+    recipe = RECIPES[format]
+    queries = view.queries(number * BLOCK, min((number + 1) * BLOCK, view.n_units))
+    beside = queries.next | queries.previous
+    enough = queries.strangers >= recipe.strangers
+    block = recipe.pick(
+        view,
+        sketches,
+        queries[np.flatnonzero(beside & enough)],
+        generator(seed, "draw", format, view.side, number),
+    )
+    silent = {
+        "queries without a neighbour": int((~beside).sum()),
+        "queries with too few other units in their document": int((beside & ~enough).sum()),
+    }
+    return dataclasses.replace(block, dropped=add_counts([silent, block.dropped]))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Examples of one block, as numbers of the store, small enough to be handed from process to process."""
+
+    query: NDArray[np.integer]  # [M]
+    options: NDArray[np.integer]  # flat
+    counts: NDArray[np.uint8]  # [M] options of each
+    label: NDArray[np.uint8]  # [M]
+    dropped: dict[str, int]
+
+
+def prepare_view(store: Path, scratch: Path, format: str, seed: int, validation: float) -> dict[str, int]:
+    """Write the two views of a format into files of the folder `scratch`; returns what was dropped."""
+    folder = scratch / format
+    folder.mkdir()
+    return write_views(_store(store, scratch), LIMITS[format], seed, validation, folder)
+
+
+def prepare_sketches(store: Path, scratch: Path, caps: tuple[int, ...], first: int, last: int) -> None:
+    """Sketch some units into the files of the folder `scratch`."""
+    write_sketches(_store(store, scratch), scratch, caps, first, last)
+
+
+def draw_piece(store: Path, scratch: Path, format: str, side: str, seed: int, number: int) -> Piece:
+    """Draw one block from what `prepare_view` and `prepare_sketches` made."""
+    view = _view(store, scratch, format, side)
+    sketches = _sketches(store, scratch, RECIPES[format].caps)
+    block = draw_block(format, view, sketches, seed, number)
+    return Piece(
+        view.units[block.query],
+        view.units[block.options],
+        block.counts.astype(np.uint8),
+        block.label.astype(np.uint8),
+        block.dropped,
+    )
+
+
+# A process keeps the files mapped from piece to piece. The scratch folder is a new one for each call of
+# `draw_formats`, so that nothing is taken for the files of an earlier one.
+@lru_cache(maxsize=1)
+def _store(store: Path, scratch: Path) -> SentenceStore:
+    return SentenceStore.open(store)
+
+
+@lru_cache(maxsize=2)
+def _view(store: Path, scratch: Path, format: str, side: str) -> StoreView:
+    return open_view(_store(store, scratch), scratch / format, side)
+
+
+@lru_cache(maxsize=2)
+def _sketches(store: Path, scratch: Path, caps: tuple[int, ...]) -> Sketches:
+    return open_sketches(_store(store, scratch), scratch, caps)
+
+
+def forget() -> None:
+    """Let go of the files that this process keeps mapped."""
+    for kept in (_store, _view, _sketches):
+        kept.cache_clear()
 
 
 def _joined(blocks: list[tuple[StoreView, Block]], reasons: list[dict[str, int]]) -> Drawn:

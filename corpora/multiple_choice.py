@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from corpora.choices import pick_choices, prefix_hashes
-from corpora.drawn import Block, Int64, Plan
+from corpora.choices import pick_choices
+from corpora.drawn import Block
 from corpora.formats import CHOICES, OPTION_TOKENS
-from corpora.sentence_pair import askers
-from corpora.view import StoreView
+from corpora.overlap import Sketches
+from corpora.view import Queries, StoreView
+
+STRANGERS = 1  # units of its document, no neighbours, that a query must have
+CAPS = (OPTION_TOKENS,)  # at which units are compared
 
 
-def plan(view: StoreView) -> Plan:
-    """How to draw six-way choices from a view: each unit that can ask does so once."""
-    queries, dropped = askers(view)
-    hashes = prefix_hashes(view, [OPTION_TOKENS])
-
-    def pick(query: Int64, rng: np.random.Generator) -> Block:
-        same = np.ones(len(query), np.int64)
-        return pick_choices(view, query, CHOICES * same, same, hashes, 0 * same, rng)
-
-    return Plan(queries, pick, dropped)
+def pick(view: StoreView, sketches: Sketches, queries: Queries, rng: np.random.Generator) -> Block:
+    """Draw six-way choices."""
+    return pick_choices(view, sketches, queries, CHOICES, STRANGERS, OPTION_TOKENS, rng)

@@ -58,8 +58,29 @@ class Pattern:
 
     def fixed_tokens(self, tokenizer: Tokenizer, n_options: int = 0) -> int:
         """Tokens of the pattern itself, letters and dots of `n_options` options included."""
-        parts = _template(self, tokenizer).parts
-        return sum(len(part) for part in parts if isinstance(part, np.ndarray)) + 3 * n_options
+        return sum(map(len, self.runs(tokenizer, n_options)))
+
+    def runs(self, tokenizer: Tokenizer, n_options: int = 0) -> list[IntArray]:
+        """The pattern's own ids: before each of its S segments (fields and options) and after the last, S + 1 arrays."""
+        template = _template(self, tokenizer)
+        runs: list[list[IntArray]] = [[]]
+        for part in template.parts:
+            if isinstance(part, str):
+                runs.append([])
+            elif part is None:
+                for letter in template.letters[:n_options]:
+                    runs[-1].append(letter)
+                    runs.append([template.dot])
+            else:
+                runs[-1].append(part)
+        return [np.concatenate([np.empty(0, np.int32), *run]) for run in runs]
+
+    def no_room(self, n_options: int, fixed: int, n_segments: int, max_tokens: int) -> UserError:
+        """The error of a limit that does not leave each text a token."""
+        return UserError(
+            f'pattern "{self.text}" with {n_options} options takes {fixed} tokens without its {n_segments} texts; '
+            f"a limit of {max_tokens} leaves no room for them"
+        )
 
     def render(
         self,
@@ -110,10 +131,7 @@ class Pattern:
             lengths = [len(pieces[gap]) for gap in gaps]
             room = max_tokens - (total - sum(lengths))
             if room < sum(1 for length in lengths if length):
-                raise UserError(
-                    f'pattern "{self.text}" with {len(options)} options takes {total - sum(lengths)} tokens without '
-                    f"its {len(lengths)} texts; a limit of {max_tokens} leaves no room for them"
-                )
+                raise self.no_room(len(options), total - sum(lengths), len(lengths), max_tokens)
             place = template.places(len(options))
             first = [place[name] for name in shorten if name in place]
             for gap, length in zip(gaps, shortened(lengths, room, first), strict=True):

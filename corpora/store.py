@@ -50,11 +50,11 @@ class SentenceStore:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
         self.n_units, self.n_docs = int(manifest["units"]), int(manifest["documents"])
-        self.tokens = _map(folder / "tokens.bin", np.dtype(manifest["dtype"]), manifest["tokens"])
-        self.unit_offsets = _map(folder / "unit_offsets.bin", np.int64, self.n_units + 1)
-        self.doc_offsets = _map(folder / "doc_offsets.bin", np.int64, self.n_docs + 1)
-        self.position = _map(folder / "position.bin", np.int32, self.n_units)
-        self.n_chars = _map(folder / "n_chars.bin", np.int32, self.n_units)
+        self.tokens = map_array(folder / "tokens.bin", np.dtype(manifest["dtype"]), manifest["tokens"])
+        self.unit_offsets = map_array(folder / "unit_offsets.bin", np.int64, self.n_units + 1)
+        self.doc_offsets = map_array(folder / "doc_offsets.bin", np.int64, self.n_docs + 1)
+        self.position = map_array(folder / "position.bin", np.int32, self.n_units)
+        self.n_chars = map_array(folder / "n_chars.bin", np.int32, self.n_units)
         self._block = -1
         self._block_starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)
         self._block_text = ""
@@ -78,6 +78,14 @@ class SentenceStore:
     def unit_ids(self, unit: int) -> npt.NDArray[np.unsignedinteger]:
         """Token ids of one unit [L]: a view of the file, not a copy."""
         return self.tokens[self.unit_offsets[unit] : self.unit_offsets[unit + 1]]
+
+    def spans(self, units: npt.NDArray[np.integer]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where units [N] start in `tokens` and how many tokens they have: two int64 [N].
+
+        Reads the offsets of these units only, where `lengths` makes an array of all.
+        """
+        starts = self.unit_offsets[units]
+        return starts, self.unit_offsets[1:][units] - starts
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:
@@ -116,15 +124,15 @@ class SentenceStore:
             raise UserError(
                 f"{self.folder} was built without text (keep_text: false); build it again with text"
             )
-        return _map(self.folder / "text_units.bin", np.int64, int(self.manifest["text_blocks"]) + 1)
+        return map_array(self.folder / "text_units.bin", np.int64, int(self.manifest["text_blocks"]) + 1)
 
     @cached_property
     def _text_offsets(self) -> npt.NDArray[np.int64]:
-        return _map(self.folder / "text_offsets.bin", np.int64, int(self.manifest["text_blocks"]) + 1)
+        return map_array(self.folder / "text_offsets.bin", np.int64, int(self.manifest["text_blocks"]) + 1)
 
     @cached_property
     def _text_data(self) -> npt.NDArray[np.uint8]:
-        return _map(self.folder / "text.bin", np.uint8, int(self._text_offsets[-1]))
+        return map_array(self.folder / "text.bin", np.uint8, int(self._text_offsets[-1]))
 
     def _load_block(self, block: int) -> None:
         if block == self._block:
@@ -136,13 +144,17 @@ class SentenceStore:
         self._block = block
 
 
-def _map(path: Path, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
-    """Map `count` values of a file, which must hold just these."""
+def map_array(path: Path, dtype: npt.DTypeLike, count: int) -> npt.NDArray[Any]:
+    """Map `count` values of a file, which must hold just these.
+
+    Raises:
+        UserError: the file is missing or of another size.
+    """
     dtype = np.dtype(dtype)
     size = path.stat().st_size if path.exists() else -1
     if size != count * dtype.itemsize:
         found = "is missing" if size < 0 else f"has {size} bytes"
-        raise UserError(f"{path} {found}, expected {count * dtype.itemsize}; build the store again")
+        raise UserError(f"{path} {found}, expected {count * dtype.itemsize}; build it again")
     if count == 0:
         return np.empty(0, dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)).view(np.ndarray)

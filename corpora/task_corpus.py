@@ -8,74 +8,19 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
-from corpora.common.files import hash_file, machine_errors, manifest_hash, read_manifest, write_manifest
-from corpora.drawn import Drawn
-from corpora.formats import ENCODER_TOKENS, Example, caps, label_words, pattern, render_pretraining
+from corpora.common.files import manifest_hash, read_manifest
+from corpora.example_index import ExampleIndex
+from corpora.formats import Example, render_pretraining
+from corpora.rendering import Rendered, Renderer, Segments, ends, spread
 from corpora.store import SentenceStore
 from corpora.tokenizer import Tokenizer
 
 SPLITS = ("train", "validation")
-ROW_GROUP = 1 << 20  # rows; keeps an options column's offsets far below what a list column can count
-SCHEMA = pa.schema(
-    [("query", pa.int64()), ("options", pa.list_(pa.int64())), ("label", pa.int16()), ("split", pa.string())]
-)
-
-
-def write_task_corpus(folder: str | Path, format: str, drawn: Drawn, fields: dict[str, Any]) -> None:
-    """Write the files of a task corpus into an existing folder.
-
-    Args:
-        folder: as `atomic_folder` yields it.
-        format: one of `FORMATS`.
-        drawn: its examples; equal examples give equal bytes.
-        fields: what else the manifest says: `store` (its manifest's hash), `tokenizer_fingerprint`, `seed`,
-            `language` ("en" where not given) whose patterns and label words hold, `label_words` where a labeller's.
-
-    Raises:
-        MachineError: the disk is full or the place cannot be written.
-    """
-    folder = Path(folder)
-    language = fields.get("language", "en")
-    words = list(fields.get("label_words") or label_words(format, language))
-    path = folder / "examples.parquet"
-    with machine_errors(path), pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for first in range(0, len(drawn), ROW_GROUP):
-            writer.write_table(_table(drawn, first, min(first + ROW_GROUP, len(drawn))))
-    examples, labels = {}, {}
-    for split, inside in (("train", ~drawn.validation), ("validation", drawn.validation)):
-        counts = np.bincount(drawn.label[inside], minlength=len(words)).tolist()
-        examples[split] = int(inside.sum())
-        labels[split] = dict(zip(words, counts, strict=True))
-    made = {
-        "format": format,
-        "language": language,
-        "label_words": words,
-        "pattern": pattern(format, language).text,
-        "examples": examples,
-        "labels": labels,
-        "dropped": drawn.dropped,
-        "examples_sha256": hash_file(path),
-        **({"selection": drawn.notes} if drawn.notes else {}),
-    }
-    write_manifest(folder, "task_corpus", {**fields, **made})
-
-
-def _table(drawn: Drawn, first: int, last: int) -> pa.Table:
-    offsets = drawn.offsets[first : last + 1]
-    options = pa.ListArray.from_arrays(
-        pa.array((offsets - offsets[0]).astype(np.int32)), pa.array(drawn.options[offsets[0] : offsets[-1]])
-    )
-    split = pa.array(np.where(drawn.validation[first:last], *reversed(SPLITS)))
-    columns = [pa.array(drawn.query[first:last]), options, pa.array(drawn.label[first:last]), split]
-    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 class TaskCorpus:
@@ -97,27 +42,9 @@ class TaskCorpus:
             raise UserError(f"{folder} holds {self.manifest['format']} examples, expected {format}")
         self.label_words: tuple[str, ...] = tuple(self.manifest["label_words"])
         self.language = str(self.manifest["language"])
-        query, counts, options, labels, held_out = [], [], [], [], []
-        try:
-            with pq.ParquetFile(folder / "examples.parquet") as file:
-                for group in range(file.num_row_groups):
-                    table = file.read_row_group(group)
-                    query.append(table["query"].to_numpy())
-                    lists = table["options"].combine_chunks()
-                    counts.append(np.diff(lists.offsets.to_numpy()))
-                    options.append(lists.flatten().to_numpy(zero_copy_only=False))
-                    labels.append(table["label"].to_numpy())
-                    held_out.append(_equals(table["split"], "validation"))
-        except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise UserError(
-                f"{folder}/examples.parquet cannot be read ({error}); build the corpus again"
-            ) from error
-        self._query = np.concatenate([np.empty(0, np.int64), *query])
-        self._options = np.concatenate([np.empty(0, np.int64), *options])
-        self._offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *counts]))])
-        self._offsets = self._offsets.astype(np.int64)
-        self._label = np.concatenate([np.empty(0, np.int16), *labels])
-        self._held_out = np.concatenate([np.empty(0, np.bool_), *held_out])
+        if "unit_dtype" not in self.manifest:
+            raise UserError(f"{folder} was built without an index; build the corpora again")
+        self._index = ExampleIndex.open(folder, len(self), self.manifest["unit_dtype"])
 
     @classmethod
     def open(cls, build: str | Path, format: str) -> TaskCorpus:
@@ -139,7 +66,7 @@ class TaskCorpus:
         return corpus
 
     def __len__(self) -> int:
-        return len(self._query)
+        return sum(self.manifest["examples"].values())
 
     @cached_property
     def manifest_hash(self) -> str:
@@ -151,24 +78,35 @@ class TaskCorpus:
         """The tokenizer that the build keeps beside its store."""
         return Tokenizer.load(self.folder.parent / "tokenizer")
 
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Row numbers of a split, ascending.
+    def split(self, name: str) -> range:
+        """Row numbers of a split; the training examples stand first.
 
         Raises:
-            UserError: `split` is neither "train" nor "validation".
+            UserError: `name` is neither "train" nor "validation".
         """
-        if split not in SPLITS:
-            raise UserError(f'no split "{split}"; expected one of {", ".join(SPLITS)}')
-        return np.flatnonzero(self._held_out == (split == "validation"))
+        if name not in SPLITS:
+            raise UserError(f'no split "{name}"; expected one of {", ".join(SPLITS)}')
+        train, held_out = (int(self.manifest["examples"][one]) for one in SPLITS)
+        return range(train) if name == "train" else range(train, train + held_out)
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """`split` as an array."""
+        rows = self.split(split)
+        return np.arange(rows.start, rows.stop)
 
     def label(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Labels of rows [B]."""
-        return self._label[rows].astype(np.int64)
+        return self._index.label[rows].astype(np.int64)
+
+    def n_options(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """How many options rows [B] have; in `sentence_pair` the partner is one."""
+        return self._index.offsets[1:][rows] - self._index.offsets[rows]
 
     def units(self, row: int) -> tuple[int, list[int]]:
         """Store numbers of a row's query and options."""
-        options = self._options[self._offsets[row] : self._offsets[row + 1]]
-        return int(self._query[row]), options.tolist()
+        index = self._index
+        options = index.options[index.offsets[row] : index.offsets[row + 1]]
+        return int(index.query[row]), options.tolist()
 
     def render(self, row: int, tokenizer: Tokenizer, prompt_len: int) -> Example:
         """Input ids and label of one row.
@@ -189,26 +127,38 @@ class TaskCorpus:
             self.format,
             ids(query),
             [ids(option) for option in options],
-            int(self._label[row]),
+            int(self._index.label[row]),
             prompt_len,
             self.language,
         )
 
+    def render_batch(self, rows: NDArray[np.integer], tokenizer: Tokenizer, prompt_len: int) -> Rendered:
+        """What `render` gives for each of many rows [B], by array work; batches of hundreds are fastest.
+
+        Raises:
+            UserError: as `render`.
+        """
+        self._check(tokenizer)
+        ids, offsets = self._renderer.render(self.store.tokens, self._segments(rows), prompt_len)
+        return Rendered(ids, offsets, self.label(rows))
+
     def lengths(self, rows: NDArray[np.integer], prompt_len: int) -> NDArray[np.int32]:
-        """Tokens of rows as `render` will make them, by array work alone: int32 [B]."""
-        lengths, form = self.store.lengths, pattern(self.format, self.language)
-        counts = self._offsets[rows + 1] - self._offsets[rows]
-        total = np.zeros(len(rows), np.int64)
-        for n in np.unique(counts).tolist():
-            inside = counts == n
-            query_cap, option_cap = caps(self.format, n)
-            options = self._options[self._offsets[rows[inside]][:, None] + np.arange(n)]
-            total[inside] = (
-                form.fixed_tokens(self.tokenizer, n if form.has_options else 0)
-                + _cut(lengths[self._query[rows[inside]]], query_cap)
-                + _cut(lengths[options], option_cap).sum(1)
-            )
-        return np.minimum(total, ENCODER_TOKENS[self.format] - prompt_len).astype(np.int32)
+        """Tokens of rows as `render` will make them: int32 [B]; reads offsets, no tokens."""
+        return self._renderer.lengths(self._segments(rows), prompt_len).astype(np.int32)
+
+    @cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(self.format, self.language, self.tokenizer)
+
+    def _segments(self, rows: NDArray[np.integer]) -> Segments:
+        index, n_options = self._index, self.n_options(rows)
+        queries = ends(n_options + 1)[:-1]
+        is_option = np.ones(len(rows) + int(n_options.sum()), np.bool_)
+        is_option[queries] = False
+        units = np.empty(len(is_option), np.int64)
+        units[queries] = index.query[rows]
+        units[is_option] = index.options[spread(index.offsets[rows], n_options)]
+        return self._renderer.segments(*self.store.spans(units), n_options)
 
     def _check(self, tokenizer: Tokenizer) -> None:
         theirs = self.store.manifest["tokenizer"]["fingerprint"]
@@ -217,13 +167,3 @@ class TaskCorpus:
                 f"{self.folder.parent} was tokenised with vocabulary {theirs[:12]}, {tokenizer.name} is "
                 f"{tokenizer.fingerprint[:12]}; build the corpora with the backbone's tokenizer"
             )
-
-
-def _cut(lengths: NDArray[np.int32], cap: int) -> NDArray[np.int32]:
-    return np.minimum(lengths, cap) if cap else lengths
-
-
-def _equals(column: pa.ChunkedArray, value: str) -> NDArray[np.bool_]:
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.equal(column, value).combine_chunks().to_numpy(zero_copy_only=False), np.bool_)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from corpora.choices import pick_choices, prefix_hashes
-from corpora.drawn import Block, Int64, Plan
+from corpora.choices import joined, pick_choices
+from corpora.drawn import Block
 from corpora.formats import MAX_OPTIONS, MIN_OPTIONS, option_caps
-from corpora.sentence_pair import askers
-from corpora.view import StoreView
+from corpora.overlap import Sketches
+from corpora.view import Queries, StoreView
 
 # Options of the same document by number of options (released code): 1 up to 6, 2 up to 10, 3 up to 16.
-SAME_DOCUMENT = np.array([0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3])
+SAME_DOCUMENT = (0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3)
+
+# Every query can serve every number of options, so that the number stays even: a unit whose document has too few
+# other units for 16 options never asks.
+STRANGERS = max(SAME_DOCUMENT)
+CAPS = tuple(
+    sorted({option_caps(n)[1] for n in range(MIN_OPTIONS, MAX_OPTIONS + 1)})
+)  # units are compared there
 
 
-def plan(view: StoreView) -> Plan:
-    """How to draw choices from a view.
-
-    Every query can serve every number of options, so that the number stays even: a unit whose document has too few
-    other units for 16 options never asks.
-    """
-    queries, dropped = askers(view, strangers=int(SAME_DOCUMENT.max()))
-    numbers = range(MIN_OPTIONS, MAX_OPTIONS + 1)
-    caps = sorted({option_caps(n)[1] for n in numbers})
-    hashes = prefix_hashes(view, caps)
-    row_of = np.zeros(MAX_OPTIONS + 1, np.int64)
-    for n in numbers:
-        row_of[n] = caps.index(option_caps(n)[1])
-
-    def pick(query: Int64, rng: np.random.Generator) -> Block:
-        n = rng.integers(MIN_OPTIONS, MAX_OPTIONS + 1, len(query))
-        return pick_choices(view, query, n, SAME_DOCUMENT[n], hashes, row_of[n], rng)
-
-    return Plan(queries, pick, dropped)
+def pick(view: StoreView, sketches: Sketches, queries: Queries, rng: np.random.Generator) -> Block:
+    """Draw choices, each among a number of options of its own."""
+    number = rng.integers(MIN_OPTIONS, MAX_OPTIONS + 1, len(queries))
+    blocks = []
+    for n in range(MIN_OPTIONS, MAX_OPTIONS + 1):
+        some = queries[np.flatnonzero(number == n)]
+        blocks.append(pick_choices(view, sketches, some, n, SAME_DOCUMENT[n], option_caps(n)[1], rng))
+    return joined(blocks)

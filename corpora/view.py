@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from corpora.common.rng import generator
+from corpora.common.rng import advanced, generator
 from corpora.store import SentenceStore
 
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
+SIDES = ("train", "validation")
+
 # Held-out documents where 5 % would be fewer: a choice needs four other documents beside its own.
 MIN_HELD_OUT = 8
+
+_CHUNK = 1 << 18  # units looked at together
+_BINS = 1 << 16  # of the draws that split documents
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,44 @@ LIMITS = {
 
 
 @dataclass(frozen=True)
+class Queries:
+    """B units of a view that ask, and what stands around each."""
+
+    index: Int64  # [B] number in the view
+    doc: Int64  # [B] document
+    first: Int64  # [B] first unit of that document
+    size: Int64  # [B] units of that document
+    previous: Bool  # [B] whether the unit before stood right before this one before any unit was dropped
+    next: Bool  # [B] whether the next unit stood right behind this one
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: NDArray[Any]) -> Queries:
+        return Queries(
+            self.index[rows],
+            self.doc[rows],
+            self.first[rows],
+            self.size[rows],
+            self.previous[rows],
+            self.next[rows],
+        )
+
+    @property
+    def strangers(self) -> Int64:
+        """How many units of its document are neither a unit itself nor its neighbours, int64 [B]."""
+        return self.size - 1 - self.previous - self.next
+
+
+@dataclass(frozen=True)
 class StoreView:
     """The usable units of some documents, renumbered 0 .. N - 1 in the store's order.
 
-    Draws work on these numbers; `units` turns them into the store's.
+    Draws work on these numbers; `units` turns them into the store's. Both arrays may be files that are mapped.
     """
 
     store: SentenceStore
-    units: Int64  # [N] number in the store
+    units: NDArray[np.integer]  # [N] number in the store
     starts: Int64  # [D + 1] first unit of each document, as an index into `units`
     side: str  # "train" or "validation"
 
@@ -57,71 +97,67 @@ class StoreView:
         """Documents that have them, D."""
         return len(self.starts) - 1
 
-    @cached_property
-    def sizes(self) -> Int64:
-        """Units of each document, int64 [D]."""
-        return np.diff(self.starts)
+    def doc_of(self, index: Int64) -> Int64:
+        """Documents of units [B]."""
+        return np.searchsorted(self.starts, index, side="right") - 1
 
-    @cached_property
-    def doc(self) -> Int64:
-        """Document of each unit, int64 [N]."""
-        return np.repeat(np.arange(self.n_docs), self.sizes)
+    def lengths_of(self, index: Int64) -> Int64:
+        """Tokens of units [B]."""
+        units = self.units[index].astype(np.int64)
+        return self.store.unit_offsets[units + 1] - self.store.unit_offsets[units]
 
-    @cached_property
-    def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each unit, int32 [N]."""
-        return self.store.lengths[self.units]
+    def queries(self, first: int, last: int) -> Queries:
+        """The units `first` to `last` (not included), and what stands around them."""
+        index = np.arange(first, last)
+        around = self.units[max(first - 1, 0) : last + 1].astype(np.int64)
+        beside = np.diff(self.store.position[around]) == 1
+        before = np.concatenate([np.zeros(1 if first == 0 else 0, np.bool_), beside])[: len(index)]
+        behind = np.concatenate([beside[1 if first else 0 :], np.zeros(1, np.bool_)])[: len(index)]
+        doc = self.doc_of(index)
+        start = self.starts[doc]
+        size = self.starts[doc + 1] - start
+        return Queries(index, doc, start, size, before & (index > start), behind & (index < start + size - 1))
 
-    @cached_property
-    def has_next(self) -> Bool:
-        """Whether the next unit stood right behind this one before any unit was dropped, bool [N]."""
-        joined = np.zeros(self.n_units, np.bool_)
-        position = self.store.position[self.units]
-        joined[:-1] = (self.doc[1:] == self.doc[:-1]) & (position[1:] - position[:-1] == 1)
-        return joined
-
-    @cached_property
-    def has_previous(self) -> Bool:
-        """Whether the unit before stood right before this one before any unit was dropped, bool [N]."""
-        joined = np.zeros(self.n_units, np.bool_)
-        joined[1:] = self.has_next[:-1]
-        return joined
-
-    @cached_property
-    def strangers(self) -> Int64:
-        """How many units of its document are neither a unit itself nor its neighbours, int64 [N]."""
-        return self.sizes[self.doc] - 1 - self.has_previous - self.has_next
-
-    def neighbour(self, index: Int64, rng: np.random.Generator) -> Int64:
+    def neighbour(self, queries: Queries, rng: np.random.Generator) -> Int64:
         """An adjacent unit of each: previous or next with equal chance where there are both."""
-        after = rng.random(len(index)) < 0.5
-        after = np.where(self.has_previous[index] & self.has_next[index], after, self.has_next[index])
-        return np.where(after, index + 1, index - 1)
+        after = rng.random(len(queries)) < 0.5
+        after = np.where(queries.previous & queries.next, after, queries.next)
+        return np.where(after, queries.index + 1, queries.index - 1)
 
-    def stranger(self, index: Int64, rng: np.random.Generator) -> Int64:
-        """A unit of the same document, neither it nor a neighbour, each with equal chance."""
-        first = index - self.has_previous[index]  # the unit and its neighbours are consecutive
-        drawn = self.starts[self.doc[index]] + rng.integers(0, self.strangers[index])
-        width = self.sizes[self.doc[index]] - self.strangers[index]
-        return np.where(drawn >= first, drawn + width, drawn)
+    def stranger(self, queries: Queries, rng: np.random.Generator, count: int = 1) -> Int64:
+        """Units of the same document, neither a unit itself nor a neighbour, each with equal chance: [count, B]."""
+        near = queries.index - queries.previous  # the unit and its neighbours are consecutive
+        width = queries.size - queries.strangers
+        drawn = queries.first + below(rng, queries.strangers, count)
+        return drawn + width * (drawn >= near)
 
-    def other_docs(self, index: Int64, count: int, rng: np.random.Generator) -> Int64:
-        """Documents that are not the unit's own and differ from each other, int64 [B, count].
+    def other_docs(self, queries: Queries, count: int, rng: np.random.Generator) -> Int64:
+        """Documents that are not the unit's own and differ from each other, int64 [count, B].
 
         Drawn from ever smaller ranges and moved past those taken, so nothing has to be rejected; `count` must be
         below `n_docs`.
         """
-        taken = self.doc[index][:, None]
+        taken = queries.doc[None]
         for k in range(count):
-            drawn = rng.integers(0, self.n_docs - 1 - k, len(index))
-            for other in np.sort(taken, axis=1).T:
-                drawn = drawn + (drawn >= other)
-            taken = np.concatenate([taken, drawn[:, None]], axis=1)
-        return taken[:, 1:]
+            drawn = rng.integers(0, self.n_docs - 1 - k, len(queries))
+            for other in np.sort(taken, axis=0):
+                drawn += drawn >= other
+            taken = np.concatenate([taken, drawn[None]])
+        return taken[1:]
 
     def unit_of(self, docs: Int64, rng: np.random.Generator) -> Int64:
-        """A unit of each of the given documents, each with equal chance; shape as `docs`."""
-        return self.starts[docs] + rng.integers(0, self.sizes[docs])
+        """A unit of each of the given documents, each with equal chance: [count, B] as `docs`."""
+        first = self.starts[docs]
+        return first + below(rng, (self.starts[docs + 1] - first).reshape(-1)).reshape(docs.shape)
+
+
+def below(rng: np.random.Generator, ends: Int64, count: int = 1) -> Int64:
+    """Draw whole numbers from 0 up to `ends` [B] (not included), int64 [count, B].
+
+    A scaled double is a fifth of the cost of numpy's bounded draws of an array. It never reaches its end (half a unit
+    in the last place is rounded down), and its chances differ by less than ends / 2 ** 53.
+    """
+    return (rng.random((count, len(ends))) * ends).astype(np.int64)
 
 
 def make_views(
@@ -139,29 +175,134 @@ def make_views(
     Returns:
         The views "train" and "validation", and how many units were dropped by reason.
     """
-    lengths, doc_of_unit = store.lengths, store.doc_of_unit
-    long_enough = lengths >= limits.min_tokens
-    usable = long_enough & (store.n_chars >= limits.min_chars)
-    per_doc = np.bincount(doc_of_unit[usable], minlength=store.n_docs)
-    kept_docs = np.flatnonzero(per_doc >= max(1, limits.min_units))
-    dropped = {
-        f"units under {limits.min_tokens} tokens": int((~long_enough).sum()),
-        f"units under {limits.min_chars} characters": int((long_enough & ~usable).sum()),
-        f"units of documents left with fewer than {limits.min_units} units": int(
-            per_doc.sum() - per_doc[kept_docs].sum()
-        ),
-    }
-    order = np.argsort(generator(seed, "split").random(store.n_docs), kind="stable")
-    usable_docs = np.zeros(store.n_docs, np.bool_)
-    usable_docs[kept_docs] = True
-    n_held_out = int(usable_docs[order[: round(validation * store.n_docs)]].sum())
-    if validation > 0:
-        n_held_out = max(n_held_out, min(MIN_HELD_OUT, len(kept_docs) // 2))
-    held_out = np.zeros(store.n_docs, np.bool_)
-    held_out[order[usable_docs[order]][:n_held_out]] = True
+    files = {side: [io.BytesIO(), io.BytesIO()] for side in SIDES}
+    dropped = _fill(files, store, limits, seed, validation)
+    kind = _unit_dtype(store)
     views = {}
-    for side, docs in (("train", usable_docs & ~held_out), ("validation", held_out)):
-        units = np.flatnonzero(usable & docs[doc_of_unit])
-        starts = np.concatenate([[0], np.cumsum(per_doc[docs])]).astype(np.int64)
-        views[side] = StoreView(store, units, starts, side)
+    for side, (units, starts) in files.items():
+        views[side] = StoreView(
+            store, np.frombuffer(units.getbuffer(), kind), np.frombuffer(starts.getbuffer(), np.int64), side
+        )
     return views, dropped
+
+
+def write_views(
+    store: SentenceStore, limits: Limits, seed: int, validation: float, folder: Path
+) -> dict[str, int]:
+    """As `make_views`, into files of an existing folder for `open_view`; memory does not grow with the store."""
+    with contextlib.ExitStack() as stack:
+        files = {
+            side: [stack.enter_context(open(path, "wb")) for path in _paths(folder, side)] for side in SIDES
+        }
+        return _fill(files, store, limits, seed, validation)
+
+
+def open_view(store: SentenceStore, folder: Path, side: str) -> StoreView:
+    """Map one side of what `write_views` wrote."""
+    units, starts = _paths(folder, side)
+    return StoreView(store, map_file(units, _unit_dtype(store)), map_file(starts, np.dtype(np.int64)), side)
+
+
+def map_file(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Map a file of numbers as an array; an empty file gives an empty one."""
+    if not path.stat().st_size:
+        return np.empty(0, kind)
+    return np.memmap(path, kind, mode="r").view(np.ndarray)
+
+
+def _paths(folder: Path, side: str) -> tuple[Path, Path]:
+    return folder / f"{side}-units.bin", folder / f"{side}-starts.bin"
+
+
+def _unit_dtype(store: SentenceStore) -> np.dtype[Any]:
+    return np.dtype(np.uint32 if store.n_units <= 1 << 32 else np.int64)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Whole documents of a store, as many as have about `_CHUNK` units."""
+
+    first_unit: int
+    sizes: Int64  # [d] units of each document
+    long_enough: Bool  # [u] whether a unit has tokens enough
+    usable: Bool  # [u] and characters enough
+    per_doc: Int64  # [d] usable units of each document
+    kept: Bool  # [d] whether they are enough
+    draws: NDArray[np.float64]  # [d] that split the documents
+
+
+def _chunks(store: SentenceStore, limits: Limits, seed: int) -> Iterator[_Chunk]:
+    cuts = np.searchsorted(store.doc_offsets, np.arange(_CHUNK, store.n_units, _CHUNK))
+    for first, last in itertools.pairwise(np.unique([0, *cuts, store.n_docs]).tolist()):
+        offsets = np.asarray(store.doc_offsets[first : last + 1])
+        start, stop = int(offsets[0]), int(offsets[-1])
+        long_enough = np.diff(store.unit_offsets[start : stop + 1]) >= limits.min_tokens
+        usable = long_enough & (store.n_chars[start:stop] >= limits.min_chars)
+        per_doc = np.diff(np.concatenate([[0], np.cumsum(usable)])[offsets - start])
+        kept = per_doc >= max(1, limits.min_units)
+        draws = split_draws(seed, first, last)
+        yield _Chunk(start, np.diff(offsets), long_enough, usable, per_doc, kept, draws)
+
+
+def split_draws(seed: int, first: int, last: int) -> NDArray[np.float64]:
+    """The draws that split the documents `first` to `last` (not included): those with the lowest are held out."""
+    return advanced(generator(seed, "split"), first).random(last - first)
+
+
+def _lowest(seed: int, n_docs: int, count: int) -> float:
+    """The highest of the `count` lowest draws of a split (-1 where there are none), without sorting them all."""
+    if count == 0:
+        return -1.0
+    ranges = [(first, min(first + _CHUNK, n_docs)) for first in range(0, n_docs, _CHUNK)]
+    counts = np.zeros(_BINS, np.int64)
+    for bounds in ranges:
+        counts += np.bincount((split_draws(seed, *bounds) * _BINS).astype(np.int64), minlength=_BINS)
+    ends = np.cumsum(counts)
+    found = int(np.searchsorted(ends, count))  # the bin of that draw
+    inside = []
+    for bounds in ranges:
+        draws = split_draws(seed, *bounds)
+        inside.append(draws[(draws * _BINS).astype(np.int64) == found])
+    rank = count - 1 - (int(ends[found]) - int(counts[found]))
+    return float(np.sort(np.concatenate(inside))[rank])
+
+
+def _fill(
+    files: Mapping[str, Sequence[BinaryIO]],
+    store: SentenceStore,
+    limits: Limits,
+    seed: int,
+    validation: float,
+) -> dict[str, int]:
+    """Write the units and the starts of both sides; returns what was dropped."""
+    short = small = lonely = 0
+    limit = _lowest(seed, store.n_docs, round(validation * store.n_docs))
+    n_kept = n_held_out = 0
+    nearest = np.empty(0)
+    for chunk in _chunks(store, limits, seed):
+        short += int((~chunk.long_enough).sum())
+        small += int((chunk.long_enough & ~chunk.usable).sum())
+        lonely += int(chunk.per_doc[~chunk.kept].sum())
+        draws = chunk.draws[chunk.kept]
+        n_kept += len(draws)
+        n_held_out += int((draws <= limit).sum())
+        nearest = np.sort(np.concatenate([nearest, draws]))[:MIN_HELD_OUT]
+    least = min(MIN_HELD_OUT, n_kept // 2) if validation > 0 else 0
+    if n_held_out < least:
+        limit = float(nearest[least - 1])
+    totals = dict.fromkeys(SIDES, 0)
+    for _, starts in files.values():
+        starts.write(np.zeros(1, np.int64).data)
+    for chunk in _chunks(store, limits, seed):
+        held_out = chunk.draws <= limit
+        for side, docs in (("train", chunk.kept & ~held_out), ("validation", chunk.kept & held_out)):
+            units = np.flatnonzero(chunk.usable & np.repeat(docs, chunk.sizes)) + chunk.first_unit
+            ends = totals[side] + np.cumsum(chunk.per_doc[docs])
+            files[side][0].write(units.astype(_unit_dtype(store)).data)
+            files[side][1].write(ends.astype(np.int64).data)
+            totals[side] += len(units)
+    return {
+        f"units under {limits.min_tokens} tokens": short,
+        f"units under {limits.min_chars} characters": small,
+        f"units of documents left with fewer than {limits.min_units} units": lonely,
+    }

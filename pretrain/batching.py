@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from corpora.formats import Example
+from corpora.rendering import Rendered, ends
 
 IntArray = npt.NDArray[np.int32]
 Count = Literal["label", "all"]  # which target positions the loss counts
@@ -62,13 +63,24 @@ def pad_inputs(inputs: Sequence[IntArray], pad_id: int) -> tuple[torch.Tensor, t
     """
     if not inputs:
         raise ValueError("a batch needs at least one example")
-    longest = max(map(len, inputs))
-    ids = np.full((len(inputs), longest), pad_id, dtype=np.int64)
-    mask = np.zeros((len(inputs), longest), dtype=bool)
-    for row, own in enumerate(inputs):
-        ids[row, : len(own)] = own
-        mask[row, : len(own)] = True
+    ids, mask = _padded(*end_to_end(inputs), pad_id)
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def end_to_end(arrays: Sequence[IntArray]) -> tuple[IntArray, npt.NDArray[np.int64]]:
+    """N arrays as one, int32, and where each starts and the last ends, int64 [N + 1]."""
+    return np.concatenate([np.empty(0, np.int32), *arrays]), ends([len(array) for array in arrays])
+
+
+def _padded(
+    ids: IntArray, offsets: npt.NDArray[np.int64], pad_id: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """N arrays that lie end to end as rows of one table, int64 [N, longest], and true where an id stands."""
+    lengths = np.diff(offsets)
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    table = np.full(mask.shape, pad_id, np.int64)
+    table[mask] = ids
+    return table, mask
 
 
 def collate(
@@ -99,34 +111,58 @@ def collate(
         ValueError: no examples, or a target in which no position counts.
     """
     inputs = [example.input_ids if isinstance(example, Example) else example for example in examples]
-    input_ids_BL, mask_BL = pad_inputs(inputs, pad_id)
-    shortest, counted_from = min(map(len, target_ids)), 0 if count == "all" else 1
+    labels = [example.label if isinstance(example, Example) else -1 for example in examples]
+    rendered = Rendered(*end_to_end(inputs), np.array(labels, np.int64))
+    weights = np.ones(len(labels)) if example_weights is None else np.asarray(example_weights)
+    targets = end_to_end(target_ids)
+    return collate_flat(rendered, np.asarray(prompt_ids), *targets, weights, pad_id, start_id, count)
+
+
+def collate_flat(
+    rendered: Rendered,
+    prompt_ids: npt.NDArray[np.integer],
+    target_ids: IntArray,
+    target_offsets: npt.NDArray[np.int64],
+    example_weights: npt.NDArray[np.floating],
+    pad_id: int,
+    start_id: int,
+    count: Count = "label",
+) -> Batch:
+    """`collate` for B examples that lie end to end, without a loop over them.
+
+    Args:
+        rendered: the examples.
+        prompt_ids: [B].
+        target_ids: all targets end to end.
+        target_offsets: [B + 1] where each starts.
+        example_weights: [B].
+        pad_id, start_id, count: as `collate`.
+
+    Raises:
+        ValueError: as `collate`.
+    """
+    if not len(rendered):
+        raise ValueError("a batch needs at least one example")
+    input_ids_BL, mask_BL = _padded(rendered.input_ids, rendered.offsets, pad_id)
+    shortest, counted_from = int(np.diff(target_offsets).min()), 0 if count == "all" else 1
     if shortest <= counted_from:
         raise ValueError(
             f"a target has {shortest} ids; with count {count} it needs {counted_from + 1} or more"
         )
-    labels = [example.label if isinstance(example, Example) else -1 for example in examples]
-    n, targets = len(inputs), max(map(len, target_ids))
-    decoder_ids = np.full((n, targets), pad_id, dtype=np.int64)
-    wanted = np.full((n, targets), pad_id, dtype=np.int64)
-    weights = np.zeros((n, targets), dtype=np.float32)
-    for row, target in zip(range(n), target_ids, strict=True):
-        decoder_ids[row, 0] = start_id
-        decoder_ids[row, 1 : len(target)] = target[:-1]
-        wanted[row, : len(target)] = target
-        weights[row, counted_from : len(target)] = 1.0
-    given = (
-        np.ones(n, dtype=np.float32) if example_weights is None else np.asarray(example_weights, np.float32)
-    )
+    target_ids_BT, there_BT = _padded(target_ids, target_offsets, pad_id)
+    decoder_ids_BT = np.full_like(target_ids_BT, start_id)
+    decoder_ids_BT[:, 1:] = np.where(there_BT[:, 1:], target_ids_BT[:, :-1], pad_id)
+    weights_BT = there_BT.astype(np.float32)
+    weights_BT[:, :counted_from] = 0.0
     return Batch(
-        input_ids_BL=input_ids_BL,
-        mask_BL=mask_BL,
-        prompt_ids_B=torch.from_numpy(np.asarray(prompt_ids, np.int64)),
-        decoder_ids_BT=torch.from_numpy(decoder_ids),
-        target_ids_BT=torch.from_numpy(wanted),
-        target_weights_BT=torch.from_numpy(weights),
-        labels_B=torch.tensor(labels, dtype=torch.int64),
-        example_weights_B=torch.from_numpy(given),
+        input_ids_BL=torch.from_numpy(input_ids_BL),
+        mask_BL=torch.from_numpy(mask_BL),
+        prompt_ids_B=torch.from_numpy(prompt_ids.astype(np.int64)),
+        decoder_ids_BT=torch.from_numpy(decoder_ids_BT),
+        target_ids_BT=torch.from_numpy(target_ids_BT),
+        target_weights_BT=torch.from_numpy(weights_BT),
+        labels_B=torch.from_numpy(rendered.labels),
+        example_weights_B=torch.from_numpy(example_weights.astype(np.float32)),
     )
 
 

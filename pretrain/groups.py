@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.formats import CHOICE_FORMATS, Verbalizer
-from corpora.task_corpus import TaskCorpus
+from corpora.rendering import Rendered, ends, spread
+from corpora.task_corpus import SPLITS, TaskCorpus
 from corpora.tokenizer import Tokenizer
-from pretrain.batching import Batch, collate, micro_batches
+from pretrain.batching import Batch, collate_flat, end_to_end, micro_batches
 from pretrain.settings import PretrainSettings
 
 Rows = NDArray[np.int64]
@@ -29,7 +30,7 @@ class Group:
         name: its format.
         corpus: its task corpus.
         verbalizer: label words, in label order.
-        train_rows: [N] rows to learn from.
+        train_rows: the N rows to learn from.
         held_rows: [M] rows to be judged by, the same at every evaluation.
     """
 
@@ -37,9 +38,9 @@ class Group:
     name: str
     corpus: TaskCorpus
     verbalizer: Verbalizer
-    train_rows: Rows
+    train_rows: range
     held_rows: Rows
-    _order: tuple[int, Rows] | None = field(default=None, repr=False)
+    _order: tuple[int, NDArray[np.unsignedinteger]] | None = field(default=None, repr=False)
 
     @property
     def one_token_words(self) -> bool:
@@ -50,7 +51,7 @@ class Group:
         """How many labels each row can have: its options in a choice, [B]."""
         if self.name not in CHOICE_FORMATS:
             return np.full(len(rows), len(self.verbalizer))
-        return np.array([len(self.corpus.units(int(row))[1]) for row in rows], dtype=np.int64)
+        return self.corpus.n_options(rows)
 
     def rows_of_step(self, step: int, batch_size: int, seed: int) -> Rows:
         """The examples of an update: a function of the step alone, so that a resumed run needs no other position.
@@ -67,17 +68,18 @@ class Group:
         """
         places = np.arange(step * batch_size, (step + 1) * batch_size)
         n = len(self.train_rows)
-        return np.concatenate(
-            [
-                self._epoch(int(epoch), seed)[places[places // n == epoch] % n]
-                for epoch in np.unique(places // n)
-            ]
-        )
+        chosen = [
+            self._epoch(int(epoch), seed)[places[places // n == epoch] % n]
+            for epoch in np.unique(places // n)
+        ]
+        return self.train_rows.start + np.concatenate(chosen).astype(np.int64)
 
-    def _epoch(self, epoch: int, seed: int) -> Rows:
+    def _epoch(self, epoch: int, seed: int) -> NDArray[np.unsignedinteger]:
         if self._order is None or self._order[0] != epoch:
-            order = generator(seed, "pretrain order", self.name, epoch).permutation(len(self.train_rows))
-            self._order = (epoch, self.train_rows[order])
+            # Every process holds it, so in the fewest bytes; the draw is the same whatever the type.
+            places = np.arange(len(self.train_rows), dtype=np.min_scalar_type(len(self.train_rows)))
+            generator(seed, "pretrain order", self.name, epoch).shuffle(places)
+            self._order = (epoch, places)
         return self._order[1]
 
 
@@ -117,14 +119,14 @@ def open_groups(settings: PretrainSettings, tokenizer: Tokenizer) -> list[Group]
             if name in CHOICE_FORMATS
             else Verbalizer(tokenizer, words)
         )
-        train_rows, held_rows = corpus.rows("train"), corpus.rows("validation")
-        for split, rows in (("train", train_rows), ("validation", held_rows)):
-            if len(rows) == 0:
+        for split in SPLITS:
+            if not corpus.split(split):
                 raise UserError(f"{settings.corpora}/{name} has no {split} examples; build it from more text")
+        held_rows = corpus.rows("validation")
         if settings.eval_examples is not None and settings.eval_examples < len(held_rows):
             chosen = generator(settings.seed, "pretrain held-out", name).permutation(len(held_rows))
             held_rows = held_rows[np.sort(chosen[: settings.eval_examples])]
-        groups.append(Group(index, name, corpus, verbalizer, train_rows, held_rows))
+        groups.append(Group(index, name, corpus, verbalizer, corpus.split("train"), held_rows))
     return groups
 
 
@@ -178,6 +180,26 @@ class Batcher:
     ) -> None:
         self.groups = {group.index: group for group in groups}
         self.settings, self.tokenizer, self.start_id, self.device = settings, tokenizer, start_id, device
+        # The targets of all groups' labels end to end; a group's labels follow `_first_target[its index]`.
+        closing = settings.count == "all"
+        words = {group.index: [group.verbalizer.target_ids(label, closing) for label in range(len(group.verbalizer))]
+                 for group in groups}  # fmt: skip
+        self._first_target = np.zeros(max(words, default=-1) + 1, np.int64)
+        self._first_target[list(words)] = ends([len(targets) for targets in words.values()])[:-1]
+        self._target_ids, self._target_offsets = end_to_end(
+            [ids for targets in words.values() for ids in targets]
+        )
+
+    def render(self, work: Work) -> Rendered:
+        """The examples of a micro-batch end to end, in its order."""
+        places = [np.flatnonzero(work.groups == index) for index in np.unique(work.groups)]
+        parts = [
+            self.groups[int(work.groups[here[0]])].corpus.render_batch(
+                work.rows[here], self.tokenizer, self.settings.prompt_len
+            )
+            for here in places
+        ]
+        return Rendered.in_order(parts, places)
 
     def batch(self, work: Work, weight: float, labels: Sequence[int] | None = None) -> Batch:
         """Render a micro-batch.
@@ -191,17 +213,13 @@ class Batcher:
             The batch on this process's device; where only the label counts, the closing sentinel is left out
             (the decoder is causal, nothing before it changes).
         """
-        examples, targets = [], []
-        closing = self.settings.count == "all"
-        for position, (index, row) in enumerate(zip(work.groups.tolist(), work.rows.tolist(), strict=True)):
-            group = self.groups[index]
-            example = group.corpus.render(row, self.tokenizer, self.settings.prompt_len)
-            examples.append(example)
-            label = example.label if labels is None else labels[position]
-            targets.append(group.verbalizer.target_ids(label, closing))
-        batch = collate(
-            examples, work.groups.tolist(), targets, self.tokenizer.pad_id, self.start_id,
-            count=self.settings.count, example_weights=[weight * work.counts] * len(examples),
+        rendered = self.render(work)
+        asked = rendered.labels if labels is None else np.asarray(labels)
+        targets = self._first_target[work.groups] + asked
+        starts, lengths = self._target_offsets[targets], np.diff(self._target_offsets)[targets]
+        batch = collate_flat(
+            rendered, work.groups, self._target_ids[spread(starts, lengths)], ends(lengths),
+            np.full(len(rendered), weight * work.counts), self.tokenizer.pad_id, self.start_id, self.settings.count,
         )  # fmt: skip
         return batch.to(self.device)
 

@@ -24,3 +24,11 @@ def generator(seed: int, *keys: str | int) -> np.random.Generator:
         A counter-based generator (Philox): the same on every machine and for any number of workers.
     """
     return np.random.Generator(np.random.Philox(key=derived_seed(seed, *keys)))
+
+
+def advanced(rng: np.random.Generator, count: int) -> np.random.Generator:
+    """Move a new generator of `generator` behind its first `count` doubles, without drawing them."""
+    assert isinstance(rng.bit_generator, np.random.Philox)
+    rng.bit_generator.advance(count // 4)  # each step of the counter makes four
+    rng.random(count % 4)
+    return rng

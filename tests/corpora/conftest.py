@@ -67,7 +67,7 @@ def without_rights(tmp_path: Path) -> Callable[[Callable[[], object]], tuple[int
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def made_store() -> Callable[..., SimpleNamespace]:
     """Make the arrays of a store, without files: random token ids, or the ids that a test gives.
 

@@ -7,11 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpora import draws, view
 from corpora.common.errors import UserError
+from corpora.common.rng import generator
 from corpora.drawn import Drawn
-from corpora.draws import PLANS, draw, draw_block, n_blocks
+from corpora.draws import RECIPES, draw, draw_block, n_blocks
+from corpora.formats import caps
+from corpora.overlap import make_sketches
 
 Maker = Callable[..., SimpleNamespace]
 PAIRED = ("sentence_pair", "multiple_choice", "unified")
@@ -62,9 +67,10 @@ def test_blocks_can_be_drawn_in_any_order_by_anyone(
     whole = draw(format, store, 0)
     sides, _ = view.make_views(store, view.LIMITS[format], 0, 0.05)
     units = sides["train"]
+    sketches = make_sketches(store, RECIPES[format].caps)
     found = {}
-    for number in reversed(range(n_blocks(PLANS[format](units)))):  # a worker of its own for each block
-        found[number] = draw_block(format, units, PLANS[format](units), 0, number)
+    for number in reversed(range(n_blocks(units.n_units))):
+        found[number] = draw_block(format, units, sketches, 0, number)
     assert len(found) > 3
     query = np.concatenate([units.units[found[number].query] for number in sorted(found)])
     options = np.concatenate([units.units[found[number].options] for number in sorted(found)])
@@ -75,8 +81,8 @@ def test_blocks_can_be_drawn_in_any_order_by_anyone(
 def test_every_block_has_a_stream_of_its_own(store: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "BLOCK", 100)
     units = view.make_views(store, view.LIMITS["sentence_pair"], 0, 0.05)[0]["train"]
-    plan = PLANS["sentence_pair"](units)
-    labels = [draw_block("sentence_pair", units, plan, 0, number).label.tolist() for number in range(10)]
+    sketches = make_sketches(store, RECIPES["sentence_pair"].caps)
+    labels = [draw_block("sentence_pair", units, sketches, 0, number).label.tolist() for number in range(10)]
     assert len({tuple(one) for one in labels}) == 10
 
 
@@ -111,6 +117,55 @@ def test_too_few_documents_end_in_counted_drops(
         assert len(drawn) == 0
     if format == "unified":  # two options want no other document, three want one
         assert set(np.diff(drawn.offsets).tolist()) == {2, 3, 4}
+
+
+def small_store(made_store: Maker, seed: int) -> SimpleNamespace:
+    """Documents of any size with gaps, short units, units that are much alike and units that come again."""
+    rng = generator(seed, "small_store")
+    kinds = (
+        lambda: None,
+        lambda: int(rng.integers(3, 12)),
+        lambda: rng.integers(1, 9, 12).tolist(),
+        lambda: [7] * int(rng.integers(5, 40)),
+    )
+    chances = rng.dirichlet([0.3, 2, 1, 1])
+    sizes = rng.integers(0, 15, rng.integers(1, 30))
+    return made_store([[kinds[rng.choice(4, p=chances)]() for _ in range(size)] for size in sizes])
+
+
+@settings(max_examples=40, deadline=None)
+@given(made=st.integers(0, 9999), seed=st.integers(0, 99), share=st.sampled_from([0.0, 0.3]))
+@pytest.mark.parametrize("format", PAIRED)
+def test_examples_of_any_store_keep_every_rule(
+    made_store: Maker, format: str, made: int, seed: int, share: float
+) -> None:
+    """Each example is looked at on its own, with sets and loops."""
+    store = small_store(made_store, made)
+    drawn = draw(format, store, seed, validation=share)
+    doc_of, held_out = store.doc_of_unit, {}
+    assert len(set(drawn.query.tolist())) == len(drawn)
+    for number, options in enumerate(options_of(drawn)[: len(drawn)]):
+        query, label = int(drawn.query[number]), int(drawn.label[number])
+        doc = doc_of[query]
+        beside = [
+            u for u in options if doc_of[u] == doc and abs(store.position[u] - store.position[query]) == 1
+        ]
+        other = [doc_of[u] for u in options if doc_of[u] != doc]
+        assert query not in options and min(store.lengths[[query, *options]]) >= 5
+        for one in (doc, *other):
+            assert held_out.setdefault(one, drawn.validation[number]) == drawn.validation[number]
+        if format == "sentence_pair":
+            assert len(options) == 1 and len(beside) == (label == 2) and len(other) == (label == 0)
+            continue
+        assert beside == [options[label]]
+        n = len(options)
+        same = 1 if format == "multiple_choice" else 1 + (n > 6) + (n > 10)
+        assert n - len(other) == 1 + same and len(set(other)) == min(4, len(other))
+        cut = [store.unit_ids(u)[: caps(format, n)[1]].tolist() for u in options]
+        right = set(cut[label])
+        assert len({tuple(one) for one in cut}) == n
+        for place, one in enumerate(cut):
+            assert place == label or len(right & set(one)) < 0.8 * len(right | set(one))
 
 
 @pytest.mark.parametrize("format", PAIRED)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpora.common.errors import UserError
 from corpora.formats import (
@@ -14,6 +16,7 @@ from corpora.formats import (
     LABEL_WORDS,
     QUERY_TOKENS,
     Verbalizer,
+    caps,
     label_words,
     option_caps,
     pattern,
@@ -60,6 +63,44 @@ def test_the_longest_example_fits_and_ends_with_its_template(
         empty = form.render(tokenizer, {"query": []}, [[]] * n_options, max_tokens=999)
         assert example.input_ids[example.input_ids < 1000].tolist() == empty.tolist()
         assert example.input_ids[-1] == tokenizer.sentinel(0)
+
+
+@st.composite
+def pretraining_examples(draw: st.DrawFn) -> tuple[str, int, list[int]]:
+    """A format, its number of options, and the lengths of its query and options: short, or far too long."""
+    format = draw(st.sampled_from(FORMATS))
+    n = {"sentence_pair": 1, "multiple_choice": 6, "single_text": 0}.get(format)
+    n = draw(st.integers(2, 16)) if n is None else n
+    length = st.one_of(st.integers(1, 30), st.integers(1, 1500))
+    return format, n, draw(st.lists(length, min_size=n + 1, max_size=n + 1))
+
+
+@pytest.mark.defect(5)
+@settings(max_examples=300, deadline=None)
+@given(made=pretraining_examples(), language=st.sampled_from(["en", "zh"]), data=st.data())
+def test_no_length_and_no_budget_cuts_a_template_a_letter_or_the_mask(
+    tokenizer: Tokenizer, made: tuple[str, int, list[int]], language: str, data: st.DataObject
+) -> None:
+    format, n, lengths = made
+    form = pattern(format, language)
+    segments = [100_000 * (k + 1) + np.arange(length) for k, length in enumerate(lengths)]
+    fields = {"query": [], "text": [], "first": [], "second": []}
+    bare = form.render(tokenizer, fields, [[]] * n if form.has_options else [], max_tokens=999).tolist()
+    room = ENCODER_TOKENS[format] - len(bare) - len(segments)  # one token of each segment at least
+    prompt_len = data.draw(st.one_of(st.integers(0, room), st.just(100), st.just(room)))
+    found = render_pretraining(
+        tokenizer, format, segments[0], segments[1:], 0, prompt_len, language
+    ).input_ids
+    assert len(found) <= ENCODER_TOKENS[format] - prompt_len
+    assert found[found < 100_000].tolist() == bare
+    assert bare.count(tokenizer.sentinel(0)) == 1
+    query_cap, option_cap = caps(format, n)
+    for k, segment in enumerate(segments):
+        kept = found[found // 100_000 == k + 1]
+        cap = (option_cap if k else query_cap) or len(segment)
+        assert 1 <= len(kept) <= cap and kept.tolist() == segment[: len(kept)].tolist()
+    order = (found // 100_000)[found >= 100_000]
+    assert (np.diff(order) >= 0).all()  # query first, options in the order of their letters
 
 
 def test_six_full_options_and_the_query_fill_1024_with_t5(real_data: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 from corpora.common.errors import UserError
 from corpora.common.files import atomic_folder, manifest_hash
 from corpora.draws import draw
+from corpora.example_index import INDEX_FILES
 from corpora.formats import FORMATS, render_pretraining
 from corpora.store import SentenceStore
-from corpora.task_corpus import TaskCorpus, write_task_corpus
+from corpora.task_corpus import TaskCorpus
+from corpora.task_corpus_writer import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
 PROMPT_LEN = 100
@@ -61,10 +63,11 @@ def test_what_was_drawn_is_read_back(build: Path, format: str) -> None:
     assert len(rows) == len(corpus) > 0
     for number, row in enumerate(rows):
         assert corpus.units(number) == (row["query"], row["options"])
+    assert corpus.n_options(np.arange(len(rows))).tolist() == [len(row["options"]) for row in rows]
     assert corpus.label(np.arange(len(rows))).tolist() == [row["label"] for row in rows]
     for split in ("train", "validation"):
         expected = [number for number, row in enumerate(rows) if row["split"] == split]
-        assert corpus.rows(split).tolist() == expected
+        assert corpus.rows(split).tolist() == list(corpus.split(split)) == expected
         assert (
             corpus.manifest["examples"][split]
             == len(expected)
@@ -82,10 +85,17 @@ def test_rows_render_from_the_store_and_lengths_are_known_before(
     rows = np.arange(len(corpus))
     lengths = corpus.lengths(rows, PROMPT_LEN)
     assert lengths.dtype == np.int32 and len(set(lengths.tolist())) > 5
+    many = corpus.render_batch(rows, tokenizer, PROMPT_LEN)
+    assert len(many) == len(rows) and many.input_ids.dtype == np.int32
+    assert many.labels.tolist() == corpus.label(rows).tolist()
+    assert np.diff(many.offsets).tolist() == lengths.tolist()
     for row in rows.tolist():
         example = corpus.render(row, tokenizer, PROMPT_LEN)
         assert len(example.input_ids) == lengths[row]
         assert (example.input_ids == tokenizer.sentinel(0)).sum() == 1
+        assert (
+            many.input_ids[many.offsets[row] : many.offsets[row + 1]].tolist() == example.input_ids.tolist()
+        )
     query, options = corpus.units(7)
     ids = corpus.store.unit_ids
     expected = render_pretraining(
@@ -94,6 +104,7 @@ def test_rows_render_from_the_store_and_lengths_are_known_before(
     assert corpus.render(7, tokenizer, PROMPT_LEN).input_ids.tolist() == expected.input_ids.tolist()
     assert corpus.lengths(rows[[9, 3]], PROMPT_LEN).tolist() == lengths[[9, 3]].tolist()
     assert corpus.lengths(rows[:0], PROMPT_LEN).tolist() == []
+    assert corpus.render_batch(rows[:0], tokenizer, PROMPT_LEN).offsets.tolist() == [0]
 
 
 @pytest.mark.defect(12)
@@ -116,12 +127,12 @@ def test_no_rendered_choice_has_two_equal_options(build: Path, tokenizer: Tokeni
 
 def test_equal_draws_give_equal_bytes(build: Path, tmp_path: Path) -> None:
     write(tmp_path, "unified", SentenceStore.open(build / "store"))
-    for name in ("examples.parquet", "manifest.json"):
+    for name in ("examples.parquet", "manifest.json", *INDEX_FILES):
         assert (tmp_path / "unified" / name).read_bytes() == (build / "unified" / name).read_bytes()
 
 
 def test_many_row_groups_read_as_one(build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corpora.task_corpus.ROW_GROUP", 50)
+    monkeypatch.setattr("corpora.task_corpus_writer.ROW_GROUP", 50)
     write(tmp_path, "unified", SentenceStore.open(build / "store"))
     assert pq.ParquetFile(tmp_path / "unified" / "examples.parquet").num_row_groups > 3
     for name in ("store", "tokenizer"):
@@ -151,8 +162,12 @@ def test_a_corpus_of_another_store_or_vocabulary_is_refused(
         TaskCorpus.open(tmp_path, "unified")
     corpus = TaskCorpus.open(build, "unified")
     monkeypatch.setattr(tokenizer, "fingerprint", "0" * 64)
-    with pytest.raises(UserError, match="build the corpora with the backbone's tokenizer"):
-        corpus.render(0, tokenizer, PROMPT_LEN)
+    for render in (
+        lambda: corpus.render(0, tokenizer, 4),
+        lambda: corpus.render_batch(np.arange(2), tokenizer, 4),
+    ):
+        with pytest.raises(UserError, match="build the corpora with the backbone's tokenizer"):
+            render()
 
 
 def test_missing_broken_and_misplaced_corpora_are_refused_in_one_line(build: Path, tmp_path: Path) -> None:
@@ -164,9 +179,14 @@ def test_missing_broken_and_misplaced_corpora_are_refused_in_one_line(build: Pat
     (tmp_path / "multiple_choice").symlink_to(tmp_path / "unified")
     with pytest.raises(UserError, match="holds unified examples, expected multiple_choice"):
         TaskCorpus.open(tmp_path, "multiple_choice")
-    (tmp_path / "unified" / "examples.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(UserError, match="cannot be read") as caught:
+    (tmp_path / "unified" / "query.bin").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"query.bin has 5 bytes, expected \d+; build it again") as caught:
         TaskCorpus.open(tmp_path, "unified")
     assert "\n" not in str(caught.value)
+    manifest = json.loads((tmp_path / "unified" / "manifest.json").read_text())
+    del manifest["unit_dtype"]
+    (tmp_path / "unified" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was built without an index; build the corpora again"):
+        TaskCorpus.open(tmp_path, "unified")
     with pytest.raises(UserError, match='no split "test"'):
         TaskCorpus.open(build, "unified").rows("test")

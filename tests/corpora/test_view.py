@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from corpora import view as view_module
 from corpora.common.rng import generator
-from corpora.view import LIMITS, MIN_HELD_OUT, Limits, StoreView, make_views
+from corpora.view import (
+    LIMITS,
+    MIN_HELD_OUT,
+    Limits,
+    StoreView,
+    below,
+    make_views,
+    open_view,
+    split_draws,
+    write_views,
+)
 
 Maker = Callable[..., SimpleNamespace]
 ALL = Limits(min_chars=1, min_tokens=1, min_units=1)
@@ -50,17 +65,29 @@ def test_single_texts_are_longer_than_ten_characters_and_five_tokens(made_store:
 def test_only_units_that_stood_side_by_side_are_adjacent(made_store: Maker) -> None:
     """Unit 1 of the first document is too short, one of the second never reached the store."""
     view = train_view(made_store([[8, 2, 8, 8], [8, None, 8], [8, 8]]), Limits(1, 5, 1))
-    assert view.has_next.tolist() == [False, True, False, False, False, True, False]
-    assert view.has_previous.tolist() == [False, False, True, False, False, False, True]
+    queries = view.queries(0, view.n_units)
+    assert queries.next.tolist() == [False, True, False, False, False, True, False]
+    assert queries.previous.tolist() == [False, False, True, False, False, False, True]
+
+
+def test_queries_are_the_same_however_they_are_cut_into_ranges(made_store: Maker) -> None:
+    view = train_view(made_store([[8, 2, 8, 8], [8, None, 8], [8, 8], [8]]), Limits(1, 5, 1))
+    whole = view.queries(0, view.n_units)
+    for first in range(view.n_units):
+        for last in range(first, view.n_units + 1):
+            part, expected = view.queries(first, last), whole[np.arange(first, last)]
+            for name in ("index", "doc", "first", "size", "previous", "next"):
+                assert getattr(part, name).tolist() == getattr(expected, name).tolist()
 
 
 def test_neighbours_and_strangers_are_what_their_names_say(made_store: Maker) -> None:
     view = train_view(made_store([[8] * 7, [8, 8, None, 8, 8, 8], [8] * 9]))
-    position, doc = view.store.position[view.units], view.doc
-    able = np.flatnonzero((view.has_next | view.has_previous) & (view.strangers > 0))
+    every = view.queries(0, view.n_units)
+    position, doc = view.store.position[view.units], every.doc
+    able = np.flatnonzero((every.next | every.previous) & (every.strangers > 0))
     index = np.repeat(able, 200)
     rng = generator(0, "test")
-    beside, apart = view.neighbour(index, rng), view.stranger(index, rng)
+    beside, apart = view.neighbour(every[index], rng), view.stranger(every[index], rng)[0]
     assert (doc[beside] == doc[index]).all() and (abs(position[beside] - position[index]) == 1).all()
     assert (doc[apart] == doc[index]).all() and (abs(position[apart] - position[index]) > 1).all()
     for unit in able:  # and every one of them comes up
@@ -68,27 +95,36 @@ def test_neighbours_and_strangers_are_what_their_names_say(made_store: Maker) ->
         near = abs(position - position[unit])
         assert set(beside[index == unit]) == set(np.flatnonzero(mine & (near == 1)))
         assert set(apart[index == unit]) == set(np.flatnonzero(mine & (near > 1)))
-        assert view.strangers[unit] == (mine & (near > 1)).sum()
+        assert every.strangers[unit] == (mine & (near > 1)).sum()
 
 
 @pytest.mark.defect(7)
-def test_other_documents_differ_from_the_source_and_from_each_other(made_store: Maker) -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=30),
+    count=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_other_documents_are_never_the_source_nor_each_other(
+    made_store: Maker, sizes: list[int], count: int, seed: int
+) -> None:
+    view = train_view(made_store([[6] * size for size in sizes]))
+    queries = view.queries(0, view.n_units)
+    count = min(count, len(sizes) - 1)
+    docs = view.other_docs(queries, count, generator(seed, "test"))
+    units = view.unit_of(docs, generator(seed, "unit"))
+    assert docs.shape == units.shape == (count, sum(sizes))
+    assert (view.doc_of(units.ravel()) == docs.ravel()).all()
+    for own, others in zip(queries.doc, docs.T, strict=True):
+        assert len({own, *others}) == count + 1 and set(others) <= set(range(len(sizes)))
+
+
+@pytest.mark.defect(7)
+def test_all_other_documents_of_five_are_the_other_four(made_store: Maker) -> None:
     view = train_view(made_store([[8] * 3] * 5))
-    index = np.repeat(np.arange(view.n_units), 300)
-    docs = view.other_docs(index, 4, generator(0, "test"))
-    every = np.sort(np.concatenate([docs, view.doc[index][:, None]], axis=1), axis=1)
-    assert (every == np.arange(5)).all()
-
-
-@pytest.mark.defect(7)
-def test_other_documents_are_drawn_afresh_and_evenly(made_store: Maker) -> None:
-    view = train_view(made_store([[8] * 3] * 20))
-    docs = view.other_docs(np.zeros(38_000, np.int64), 2, generator(0, "test"))
-    for column in docs.T:
-        counts = np.bincount(column, minlength=20)
-        assert counts[0] == 0
-        assert ((counts[1:] - 2000) ** 2 / 2000).sum() < 42.3  # chi-squared, 18 degrees, p = 0.001
-    assert len(np.unique(docs, axis=0)) == 19 * 18
+    queries = view.queries(0, view.n_units)[np.repeat(np.arange(view.n_units), 300)]
+    docs = view.other_docs(queries, 4, generator(0, "test"))
+    assert (np.arange(5) == np.sort(np.concatenate([docs, queries.doc[None]]), axis=0).T).all()
 
 
 def test_sides_share_no_document_and_hold_all_of_them(made_store: Maker) -> None:
@@ -120,3 +156,38 @@ def test_every_format_holds_out_the_same_documents(made_store: Maker) -> None:
 def test_few_documents_still_leave_some_to_hold_out(made_store: Maker, n_docs: int, n_held_out: int) -> None:
     views, _ = make_views(made_store([[8] * 6] * n_docs), ALL, 0, 0.05)
     assert (views["validation"].n_docs, views["train"].n_docs) == (n_held_out, n_docs - n_held_out)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.05, 0.3, 0.999])
+def test_views_in_files_and_in_small_chunks_are_the_same(
+    made_store: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: float
+) -> None:
+    store = made_store([[4 + (doc * unit) % 7 for unit in range(doc % 9)] for doc in range(300)])
+    limits = LIMITS["sentence_pair"]
+    whole, dropped = make_views(store, limits, 0, validation)
+    monkeypatch.setattr(view_module, "_CHUNK", 50)
+    assert write_views(store, limits, 0, validation, tmp_path) == dropped
+    for side, view in whole.items():
+        mapped = open_view(store, tmp_path, side)
+        assert mapped.units.tolist() == view.units.tolist() and mapped.side == side
+        assert mapped.starts.tolist() == view.starts.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(n_docs=st.integers(1, 3000), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_held_out_are_the_documents_with_the_lowest_draws(n_docs: int, share: float, seed: int) -> None:
+    count = round(share * n_docs)
+    draws = split_draws(seed, 0, n_docs)
+    expected = np.sort(draws)[count - 1] if count else -1.0
+    assert view_module._lowest(seed, n_docs, count) == expected
+    cut = n_docs // 3
+    assert (np.concatenate([split_draws(seed, 0, cut), split_draws(seed, cut, n_docs)]) == draws).all()
+
+
+def test_numbers_below_an_end_never_reach_it() -> None:
+    class Highest:
+        def random(self, shape: tuple[int, int]) -> np.ndarray:
+            return np.full(shape, np.nextafter(1.0, 0.0))
+
+    ends = np.concatenate([np.arange(1, 5000), 2 ** np.arange(13, 40), 2 ** np.arange(13, 40) - 1])
+    assert (below(cast(np.random.Generator, Highest()), ends)[0] == ends - 1).all()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.groups import Group, share_out
+from corpora.common.rng import generator
+from corpora.formats import CHOICE_FORMATS
+from corpora.tokenizer import Tokenizer
+from pretrain.batching import collate
+from pretrain.groups import Batcher, Group, Work, open_groups, share_out
 from pretrain.settings import PretrainSettings
 
 
@@ -23,8 +31,8 @@ class Lengths:
 
 
 def group(index: int, name: str, lengths: list[int]) -> Group:
-    rows = np.arange(len(lengths))
-    return Group(index, name, cast(Any, Lengths(lengths)), cast(Any, None), rows, rows)
+    rows = range(len(lengths))
+    return Group(index, name, cast(Any, Lengths(lengths)), cast(Any, None), rows, np.asarray(rows))
 
 
 def settings(**changes: Any) -> PretrainSettings:
@@ -40,7 +48,7 @@ def test_every_example_counts_once_and_all_processes_get_equally_many_micro_batc
     one: list[int], other: list[int], world: int
 ) -> None:
     groups = [group(0, "sentence_pair", one), group(1, "unified", other)]
-    picks = [g.train_rows for g in groups]
+    picks = [g.held_rows for g in groups]
     shares = [share_out(groups, picks, settings(), rank, world) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = [
@@ -57,7 +65,7 @@ def test_every_example_counts_once_and_all_processes_get_equally_many_micro_batc
 def test_a_micro_batch_keeps_to_its_tokens_prompt_and_padding_included(one: list[int], world: int) -> None:
     only = group(0, "unified", one)
     for rank in range(world):
-        for work in share_out([only], [only.train_rows], settings(), rank, world):
+        for work in share_out([only], [only.held_rows], settings(), rank, world):
             longest = max(one[row] for row in work.rows)
             assert len(work.rows) == 1 or len(work.rows) * (longest + 10) <= 60
 
@@ -78,3 +86,65 @@ def test_steps_walk_through_every_example_once_an_epoch_in_an_order_of_its_own(
         late.rows_of_step(steps - 1, batch_size, seed).tolist()
         == walked[(steps - 1) * batch_size :][:batch_size].tolist()
     )
+
+
+@pytest.mark.parametrize("n", [1, 200, 256, 70_000])
+def test_an_epochs_order_is_the_seeds_permutation_whatever_type_holds_it(n: int) -> None:
+    one = group(0, "unified", [1] * n)
+    expected = generator(7, "pretrain order", "unified", 0).permutation(n)
+    found = one.rows_of_step(0, n, 7)
+    assert found.dtype == np.int64 and found.tolist() == expected.tolist()
+
+
+@pytest.fixture(scope="module")
+def groups(build_dir: Path, tokenizer: Tokenizer) -> list[Group]:
+    return open_groups(settings(corpora=build_dir, eval_examples=10), tokenizer)
+
+
+def test_held_out_rows_are_of_the_validation_split_and_training_rows_are_all_others(
+    groups: list[Group],
+) -> None:
+    for one in groups:
+        assert len(one.held_rows) == 10 and set(one.held_rows.tolist()) <= set(one.corpus.split("validation"))
+        assert one.train_rows == one.corpus.split("train")
+        labels = one.n_labels(one.held_rows).tolist()
+        if one.name in CHOICE_FORMATS:
+            assert labels == [len(one.corpus.units(row)[1]) for row in one.held_rows.tolist()]
+        else:
+            assert labels == [len(one.verbalizer)] * 10
+
+
+@pytest.mark.parametrize("count", ["label", "all"])
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_batch_is_what_its_examples_give_one_by_one(
+    groups: list[Group], tokenizer: Tokenizer, count: Any, counts: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    used = groups[1:] + groups[:1]  # a group's place in the list is not its index
+    one = settings(count=count)
+    batcher = Batcher(used, one, tokenizer, 3, torch.device("cpu"))
+    which = rng.integers(0, len(groups), 40)
+    work = Work(which, np.array([rng.integers(0, len(groups[g].corpus)) for g in which]), counts)
+    examples = [
+        groups[g].corpus.render(row, tokenizer, one.prompt_len)
+        for g, row in zip(which.tolist(), work.rows.tolist(), strict=True)
+    ]
+    for asked in (None, [0] * 40, batcher.clamp(work, 4)):
+        labels = [example.label for example in examples] if asked is None else asked
+        targets = [
+            groups[g].verbalizer.target_ids(label, count == "all")
+            for g, label in zip(which.tolist(), labels, strict=True)
+        ]
+        expected = collate(
+            examples,
+            which.tolist(),
+            targets,
+            tokenizer.pad_id,
+            3,
+            count=count,
+            example_weights=[0.3 * counts] * 40,
+        )
+        found = batcher.batch(work, 0.3, asked)
+        for field in dataclasses.fields(expected):
+            ours, theirs = getattr(found, field.name), getattr(expected, field.name)
+            assert ours.dtype == theirs.dtype and torch.equal(ours, theirs), field.name
