@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from corpora import multiple_choice, sentence_pair, single_text, unified
 from corpora.common.errors import UserError, nearest
+from corpora.common.mapped import let_go
 from corpora.common.rng import generator
 from corpora.drawn import Block, Drawn, add_counts
 from corpora.formats import FORMATS
@@ -25,7 +26,7 @@ from corpora.overlap import Sketches, make_sketches, open_sketches, write_sketch
 from corpora.store import SentenceStore
 from corpora.view import LIMITS, Queries, StoreView, make_views, open_view, write_views
 
-BLOCK = 1 << 16  # units that ask together; part of the result's identity, as the streams are named by block
+BLOCK = 1 << 15  # units that ask together; part of the result's identity, as the streams are named by block
 
 
 class Recipe(NamedTuple):
@@ -133,12 +134,17 @@ def prepare_view(store: Path, scratch: Path, format: str, seed: int, validation:
     """Write the two views of a format into files of the folder `scratch`; returns what was dropped."""
     folder = scratch / format
     folder.mkdir()
-    return write_views(_store(store, scratch), LIMITS[format], seed, validation, folder)
+    opened = _store(store, scratch)
+    dropped = write_views(opened, LIMITS[format], seed, validation, folder)
+    let_go(opened.n_chars, opened.unit_offsets, opened.doc_offsets)
+    return dropped
 
 
 def prepare_sketches(store: Path, scratch: Path, caps: tuple[int, ...], first: int, last: int) -> None:
     """Sketch some units into the files of the folder `scratch`."""
-    write_sketches(_store(store, scratch), scratch, caps, first, last)
+    opened = _store(store, scratch)
+    write_sketches(opened, scratch, caps, first, last)
+    let_go(opened.tokens, opened.unit_offsets)
 
 
 def draw_piece(store: Path, scratch: Path, format: str, side: str, seed: int, number: int) -> Piece:
@@ -146,6 +152,7 @@ def draw_piece(store: Path, scratch: Path, format: str, side: str, seed: int, nu
     view = _view(store, scratch, format, side)
     sketches = _sketches(store, scratch, RECIPES[format].caps)
     block = draw_block(format, view, sketches, seed, number)
+    let_go(view.store.tokens, view.store.unit_offsets, view.store.position)
     return Piece(
         view.units[block.query],
         view.units[block.options],

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from corpora.common.mapped import map_file
 from corpora.common.rng import generator
 from corpora.store import SentenceStore
-from corpora.view import map_file
 
 Bool = NDArray[np.bool_]
 Int64 = NDArray[np.int64]
@@ -32,6 +32,7 @@ RANGE = 1 << 16  # units of a piece of sketching
 
 _AT_ONCE = 1 << 10  # units sketched, or pairs looked at, together: what the processor's caches hold
 _BITS = 57  # of a word that are bitmap; the 7 above are the unit's tokens, so caps go up to 127
+_SHIFT = np.uint64(_BITS)
 _MASK = np.uint64((1 << _BITS) - 1)
 _ONE_WORD = 50  # cap up to which one word tells nearly all pairs apart; longer units take two
 
@@ -58,7 +59,7 @@ class Sketches:
         Returns:
             [n, B], true for a wrong option that is alike the right one, or the same ids as one above it.
         """
-        seen = self.bits[cap][0][options]
+        seen = self.bits[cap][0].take(options)
         found = np.zeros(seen.shape, np.bool_)
         found[1:] = self._alike(cap, options[1:], options[:1], seen[1:], seen[:1])
         above, below, column = [], [], []
@@ -86,14 +87,14 @@ class Sketches:
     def _alike(self, cap: int, one: Units, two: Units, left: UInt64, right: UInt64) -> Bool:
         """As `alike`, given the first words of the sketches."""
         # At most so many distinct tokens are in one of the two only, and so at most so many bits.
-        room = ((left >> np.uint64(_BITS)) + (right >> np.uint64(_BITS))) // np.uint64(9)
+        room = ((left >> _SHIFT).astype(np.uint8) + (right >> _SHIFT).astype(np.uint8)) // np.uint8(9)
         differ = np.bitwise_count((left ^ right) & _MASK)
         found = differ <= room
         if not found.any():
             return found
         at = np.nonzero(found)
         one, two = (np.broadcast_to(units, found.shape)[at] for units in (one, two))
-        bits, room = differ[at].astype(np.uint64), room[at]
+        bits, room = differ[at], room[at]
         for word in self.bits[cap][1:]:
             bits += np.bitwise_count(word[one] ^ word[two])
         maybe = np.flatnonzero(bits <= room)
@@ -184,29 +185,37 @@ def _sketch(store: SentenceStore, first: int, last: int, caps: Sequence[int]) ->
     found = {cap: np.empty((words(cap), last - first), np.uint64) for cap in caps}
     groups = {n: sorted(cap for cap in caps if words(cap) == n) for n in sorted({words(cap) for cap in caps})}
     for start in range(first, last, _AT_ONCE):
-        stop = min(start + _AT_ONCE, last)
-        offsets = np.asarray(store.unit_offsets[start : stop + 1])
-        whole = np.diff(offsets)
-        lengths = np.minimum(whole, max(caps))
-        ends = np.cumsum(lengths)
-        begins = ends - lengths
-        heads = np.repeat(np.tile([True, False], len(whole)), np.stack([lengths, whole - lengths], 1).ravel())
-        tokens = store.tokens[offsets[0] : offsets[-1]][heads]
+        tokens, lengths = _heads(store, start, min(start + _AT_ONCE, last), max(caps))
+        here = slice(start - first, start - first + len(lengths))
         for n_words, group in groups.items():
-            cuts = np.minimum(begins[:, None] + np.array([0, *group]), ends[:, None])
             for row, table in enumerate(_tables(n_words, 1 << int(tokens.max(initial=1)).bit_length())):
-                set_bits = np.append(
-                    table[tokens], np.uint64(0)
-                )  # so that a cut behind the last token is an index
-                spans = np.bitwise_or.reduceat(set_bits, cuts.ravel()).reshape(cuts.shape)[:, :-1]
-                spans[cuts[:, 1:] == cuts[:, :-1]] = 0  # reduceat takes one value for an empty span
-                joined = np.bitwise_or.accumulate(spans, axis=1)
-                for column, cap in enumerate(group):
-                    found[cap][row, start - first : stop - first] = joined[:, column]
-        for cap, bits in found.items():
-            size = np.minimum(lengths, cap).astype(np.uint64)
-            bits[0, start - first : stop - first] |= size << np.uint64(_BITS)
+                for cap, bits in zip(group, _bitmaps(table, tokens, lengths, group), strict=True):
+                    found[cap][row, here] = bits
+        for cap, sketch in found.items():
+            sketch[0, here] |= np.minimum(lengths, cap).astype(np.uint64) << _SHIFT
     return found
+
+
+def _heads(store: SentenceStore, first: int, last: int, cap: int) -> tuple[Int64, Int64]:
+    """The first `cap` ids of units `first` to `last`, end to end, and how many each has [last - first]."""
+    offsets = np.asarray(store.unit_offsets[first : last + 1])
+    whole = np.diff(offsets)
+    lengths = np.minimum(whole, cap)
+    head = np.repeat(np.tile([True, False], len(whole)), np.stack([lengths, whole - lengths], 1).ravel())
+    return store.tokens[offsets[0] : offsets[-1]][head].astype(np.intp), lengths
+
+
+def _bitmaps(table: UInt64, tokens: Int64, lengths: Int64, caps: Sequence[int]) -> UInt64:
+    """For ascending caps, the bits that the tokens of each unit set, cut there: [caps, units]."""
+    bits = np.zeros(len(tokens) + 1, np.uint64)  # one more, as a cut behind the last token has to be an index
+    np.take(
+        table, tokens, out=bits[:-1], mode="clip"
+    )  # every id is in the table; other modes make a copy first
+    ends = np.cumsum(lengths)
+    cuts = np.minimum((ends - lengths)[:, None] + np.array([0, *caps]), ends[:, None])
+    spans = np.bitwise_or.reduceat(bits, cuts.ravel()).reshape(cuts.shape)[:, :-1]
+    spans[cuts[:, 1:] == cuts[:, :-1]] = 0  # reduceat takes one value for an empty span
+    return np.bitwise_or.accumulate(spans, axis=1).T
 
 
 @lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from corpora.common.mapped import map_file
 from corpora.common.rng import advanced, generator
 from corpora.store import SentenceStore
 
@@ -201,13 +202,6 @@ def open_view(store: SentenceStore, folder: Path, side: str) -> StoreView:
     """Map one side of what `write_views` wrote."""
     units, starts = _paths(folder, side)
     return StoreView(store, map_file(units, _unit_dtype(store)), map_file(starts, np.dtype(np.int64)), side)
-
-
-def map_file(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Map a file of numbers as an array; an empty file gives an empty one."""
-    if not path.stat().st_size:
-        return np.empty(0, kind)
-    return np.memmap(path, kind, mode="r").view(np.ndarray)
 
 
 def _paths(folder: Path, side: str) -> tuple[Path, Path]:
