@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from corpora.common.files import write_bytes_atomic, write_json
 from corpora.common.hub import hub_reachable
-from corpora.words import SPACE, WordEncoder, splits_at_spaces
+from corpora.word_encoder import SPACE, WordEncoder, splits_at_spaces
 
 IntArray = NDArray[np.int32]
 

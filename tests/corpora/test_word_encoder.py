@@ -1,4 +1,4 @@
-"""Tests of corpora/words.py."""
+"""Tests of corpora/word_encoder.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpora import words
+from corpora import word_encoder
 from corpora.documents import read_documents
-from corpora.words import WordEncoder, splits_at_spaces
+from corpora.word_encoder import WordEncoder, splits_at_spaces
 
 SPELT = {"": [], "a": [1], "bb": [2, 2], "c": [3], "déjà": [4, 5, 6], "\u00a0": []}
 
@@ -54,7 +54,7 @@ def test_a_word_reaches_the_model_once() -> None:
 
 @pytest.mark.parametrize("limit", ["KEPT_WORDS", "KEPT_CHARS"])
 def test_what_is_forgotten_is_encoded_again(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, limit, 2)
+    monkeypatch.setattr(word_encoder, limit, 2)
     encoder = WordEncoder(spell)
     for text, ids in [("a bb c", [1, 2, 2, 3]), ("c a", [3, 1]), ("bb", [2, 2]), ("a a", [1, 1])]:
         assert cut(encoder, [text]) == [ids]
