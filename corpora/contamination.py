@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
-from corpora.downstream import DownstreamText, read_sets
+from corpora.common.progress import Progress
+from corpora.downstream import DownstreamText, find_sets, read_set
 from corpora.words import WORD, Hashes, Ints, Words, find_words, ngrams
 
 NGRAM = 13  # words; GPT-3's (Brown et al. 2020, appendix C)
@@ -63,8 +65,8 @@ class _Runs:
         bits = min((max(len(hashes_N), 32) * FILTER_PLACES).bit_length(), FILTER_BITS)
         taken = np.zeros(1 << bits, bool)
         taken[hashes_N >> np.uint64(64 - bits)] = True
-        values = (array[order].astype(np.uint32) for array in (texts_N, starts_N, lengths_N))
-        return cls(hashes_N[order], *values, filter=np.packbits(taken, bitorder="little"))
+        texts, starts, lengths = (v[order].astype(np.uint32) for v in (texts_N, starts_N, lengths_N))
+        return cls(hashes_N[order], texts, starts, lengths, np.packbits(taken, bitorder="little"))
 
     def candidates(self, hashes_W: Hashes) -> Iterator[tuple[int, int]]:
         """Places in `hashes_W`, each with the number of a run that begins with this hash, in order."""
@@ -72,7 +74,7 @@ class _Runs:
         place = hashes_W >> np.uint64(64 - bits)
         byte = self.filter[place >> np.uint64(3)]
         likely = np.flatnonzero((byte >> (place & np.uint64(7)).astype(np.uint8)) & 1)
-        likely = likely[np.argsort(hashes_W[likely])]  # neighbours in the table are looked up together: 5 times faster
+        likely = likely[np.argsort(hashes_W[likely])]  # neighbours in the table one after the other: faster
         first = np.searchsorted(self.hashes_N, hashes_W[likely])
         first[first == len(self.hashes_N)] = 0
         equal = self.hashes_N[first] == hashes_W[likely]
@@ -87,24 +89,24 @@ class _Runs:
 class Downstream:
     """The texts of downstream sets, made to be found in documents. Can be sent to other processes."""
 
-    def __init__(self, texts: Iterable[DownstreamText], n: int = NGRAM) -> None:
-        """Index `texts`.
+    def __init__(self, sets: Mapping[str, Iterable[DownstreamText]], n: int = NGRAM) -> None:
+        """Index the texts of `sets`.
 
         Args:
-            texts: of all sets, in order.
+            sets: texts by the name of their set.
             n: words of a run that counts as found, at least `SHORTEST`.
         """
         self.n = n
-        self.rows: dict[str, int] = {}  # of each set
+        self.rows = dict.fromkeys(sets, 0)  # of each set
         self.too_short: dict[str, int] = {}  # texts of each set that are not looked for
         self._texts: list[DownstreamText] = []
         runs: list[tuple[Hashes, Ints, Ints, Ints]] = []
         content, last = hashlib.sha256(), dict[str, int]()
-        for text in texts:
+        for text in itertools.chain.from_iterable(sets.values()):
             content.update("\x1f".join(map(str, text)).encode("utf-8", "surrogatepass") + b"\x1e")
             if last.get(text.set) != text.row:
                 last[text.set] = text.row
-                self.rows[text.set] = self.rows.get(text.set, 0) + 1
+                self.rows[text.set] += 1
             words = find_words(text.text)
             beginnings = ngrams(words, SHORTEST).hashes_W
             if not len(beginnings):
@@ -117,9 +119,10 @@ class Downstream:
             runs.append((beginnings[starts], np.full(len(starts), len(self._texts)), starts, ends - starts))
             self._texts.append(text)
         self._fingerprint = content.hexdigest()
-        none = (np.empty(0, np.uint64), *(np.empty(0, np.int64) for _ in range(3)))
-        hashes, *values = (np.concatenate(column) for column in zip(*(runs or [none]), strict=True))
-        self._runs = _Runs.make(hashes, *values)
+        nothing = np.empty(0, np.int64)
+        runs = runs or [(np.empty(0, np.uint64), nothing, nothing, nothing)]
+        hashes, *places = (np.concatenate(column) for column in zip(*runs, strict=True))
+        self._runs = _Runs.make(hashes, *places)
 
     @classmethod
     def load(cls, sets: Sequence[str], n: int = NGRAM) -> Downstream:
@@ -130,17 +133,22 @@ class Downstream:
             n: words of an n-gram.
 
         Raises:
-            UserError: a set is missing or damaged, or has no text that is long enough to look for.
+            UserError: a set is missing or damaged, or none has a text that is long enough to look for.
             MachineError: a set cannot be read.
         """
-        found = cls(read_sets(sets), n)
-        searched = {text.set for text in found._texts}
-        for name in found.rows:
-            if name not in searched:
-                raise UserError(
-                    f"{name}: none of its texts has {SHORTEST} words, too short to be looked for; "
-                    "leave it out, or give the file that holds the texts"
-                )
+        with Progress("read downstream sets", unit="texts") as progress:
+
+            def counted(texts: Iterable[DownstreamText]) -> Iterator[DownstreamText]:
+                for text in texts:
+                    progress.advance()
+                    yield text
+
+            found = cls({name: counted(read_set(name, source)) for name, source in find_sets(sets)}, n)
+        if not found._texts:
+            raise UserError(
+                f"{', '.join(sets)}: no text there has {SHORTEST} words, the least that is looked for; "
+                "give the files that hold the texts of the downstream sets"
+            )
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -158,7 +166,11 @@ class Downstream:
             index = int(self._runs.texts_N[run])
             if index in found:
                 continue
-            text, at, length = self._texts[index], int(self._runs.starts_N[run]), int(self._runs.lengths_N[run])
+            text, at, length = (
+                self._texts[index],
+                int(self._runs.starts_N[run]),
+                int(self._runs.lengths_N[run]),
+            )
             row = _cached_words(text.text)
             start = int(grams.starts_W[place])
             if start + length <= len(words) and words.same(start, start + length, row, at):
@@ -173,7 +185,8 @@ def _cached_words(text: str) -> Words:
 
 def _as_text(words: Words, start: int, end: int) -> str:
     """Words as a reader sees them: with spaces, but none between characters of scripts without."""
-    pieces, spaced = [], False
+    pieces: list[str] = []
+    spaced = False
     for k in range(start, end):
         word = words.codes_C[words.starts_T1[k] : words.starts_T1[k + 1]].astype("<u4").tobytes()
         spaced_now = bool(words.weights_T[k] == WORD)

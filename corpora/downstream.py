@@ -23,26 +23,34 @@ class DownstreamText(NamedTuple):
     text: str
 
 
-def read_sets(sets: Sequence[str]) -> Iterator[DownstreamText]:
-    """Read every text of downstream sets.
+def find_sets(sets: Sequence[str]) -> list[tuple[str, Source]]:
+    """The files and hub data sets that are meant, each with the name that reports give it.
 
     Args:
         sets: files, folders, patterns or `hub:namespace/name[:config][:split]`; JSON, JSONL, CSV, TSV, Parquet
             or plain text (a row a line), compressed or not.
 
+    Raises:
+        UserError: a set is missing, or is of an unknown kind.
+    """
+    sources = find_sources(sets)
+    return list(zip(_names(sources), sources, strict=True))
+
+
+def read_set(name: str, source: Source) -> Iterator[DownstreamText]:
+    """Read every text of a set.
+
     Yields:
         The strings of each row, those inside lists and objects too.
 
     Raises:
-        UserError: a set is missing or damaged; a line cannot be read, with its place.
-        MachineError: a set cannot be read.
+        UserError: the set is damaged; a line cannot be read, with its place.
+        MachineError: the set cannot be read.
     """
-    sources = find_sources(sets)
-    for source, name in zip(sources, _names(sources), strict=True):
-        with reading(source):
-            for row, value in _rows(source):
-                for field, text in _strings(value, ""):
-                    yield DownstreamText(name, row, field, text)
+    with reading(source):
+        for row, value in _rows(source):
+            for field, text in _strings(value, ""):
+                yield DownstreamText(name, row, field, text)
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
@@ -51,7 +59,8 @@ def _names(sources: Sequence[Source]) -> list[str]:
     names = [part[-1] for part in parts]
     full = ["/".join(part) for part in parts] if len(set(names)) < len(names) else names
     return [
-        f"{name} ({full[: k + 1].count(name)})" if full.count(name) > 1 else name for k, name in enumerate(full)
+        f"{name} ({full[: k + 1].count(name)})" if full.count(name) > 1 else name
+        for k, name in enumerate(full)
     ]
 
 

@@ -18,7 +18,9 @@ from corpora.common.errors import UserError
 from corpora.words import Hashes, Ints, Words, find_words, mix, ngrams
 
 SIGNATURE = 128  # numbers H; the estimate of a similarity s is off by sqrt(s (1 - s) / H), 0.035 at 0.8
-SHINGLE = 5  # words; 5-grams as in Lee et al. 2022 (section 4.2) and in FineWeb (Penedo et al. 2024, section 3.4)
+SHINGLE = (
+    5  # words; 5-grams as in Lee et al. 2022 (section 4.2) and in FineWeb (Penedo et al. 2024, section 3.4)
+)
 SEED = 42  # of the signatures: a constant, because signatures of two seeds cannot be compared
 FOUND = 0.9  # probability that a pair exactly as similar as asked for shares a band; rises steeply above
 PAIRS = 1 << 16  # pairs of signatures compared at a time: 2 x 32 MiB
@@ -67,29 +69,31 @@ class Duplicates:
         ]
 
 
-def document_hash(text: str | Words) -> Hashes:
+def document_hash(text: str, words: Words | None = None) -> Hashes:
     """128 bits of a document's words: case, punctuation and spacing do not count.
 
     CCNet (Wenzek et al. 2020, section 3.1) compares paragraphs in the same way.
 
     Args:
-        text: the document, or its words where the caller has them.
+        text: the document.
+        words: its words, where the caller has them.
 
     Returns:
         [2] equal for documents of the same words, different for others.
     """
-    words = find_words(text) if isinstance(text, str) else text
+    words = find_words(text) if words is None else words
     data = words.hashes_T.astype("<u8", copy=False).tobytes()
-    if not data and isinstance(text, str):  # signs alone: only the same signs are a duplicate
+    if not data:  # signs alone: only the same signs are a duplicate
         data = b"\x00" + text.strip().encode("utf-8", "surrogatepass")
     return np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), "<u8").astype(np.uint64)
 
 
-def signature(text: str | Words) -> Signatures:
+def signature(text: str, words: Words | None = None) -> Signatures:
     """The MinHash of a document's shingles, by the library rensa.
 
     Args:
-        text: the document, or its words where the caller has them.
+        text: the document.
+        words: its words, where the caller has them.
 
     Returns:
         [H] the share of equal numbers in two signatures estimates the share of shingles in common (Jaccard).
@@ -97,10 +101,10 @@ def signature(text: str | Words) -> Signatures:
     Raises:
         UserError: the library is not installed.
     """
-    words = find_words(text) if isinstance(text, str) else text
+    words = find_words(text) if words is None else words
     shingles = ngrams(words, SHINGLE).hashes_W
     if not len(shingles):  # shorter than one: the whole document is its shingle
-        shingles = document_hash(text)[:1]
+        shingles = document_hash(text, words)[:1]
     bounds = np.array([0, len(shingles)], np.uint64)
     matrix = _minhash().digest_matrix_from_flat_token_hashes(shingles, bounds, SIGNATURE, SEED)
     return np.array(matrix.to_rows()[0], np.uint32)
@@ -246,7 +250,9 @@ def _joined(root_N: Ints, earlier: Ints, later: Ints) -> Ints:
         (np.ones(len(earlier), bool), (place[: len(earlier)], place[len(earlier) :])), shape=(len(nodes),) * 2
     )
     _, kinds = connected_components(links, directed=False)
-    _, first = np.unique(kinds, return_index=True)  # nodes are sorted: the first place is the earliest document
+    _, first = np.unique(
+        kinds, return_index=True
+    )  # nodes are sorted: the first place is the earliest document
     joined_N = np.arange(len(root_N))
     joined_N[nodes] = nodes[first][kinds]
     return joined_N[root_N]

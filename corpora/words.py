@@ -78,9 +78,7 @@ class Words:
         return (
             np.array_equal(self.hashes_T[start:end], other.hashes_T[at:there])
             and np.array_equal(here_E - here_E[0], there_E - there_E[0])
-            and np.array_equal(
-                self.codes_C[here_E[0] : here_E[-1]], other.codes_C[there_E[0] : there_E[-1]]
-            )
+            and np.array_equal(self.codes_C[here_E[0] : here_E[-1]], other.codes_C[there_E[0] : there_E[-1]])
         )
 
 
@@ -115,7 +113,9 @@ def find_words(text: str) -> Words:
     pieces, low = [], 0
     while low < len(text):
         high = low + SLICE
-        if high < len(text):  # at a space, where there is one: otherwise a word is cut, always at the same place
+        if high < len(
+            text
+        ):  # at a space, where there is one: otherwise a word is cut, always at the same place
             high = max(text.rfind(" ", low, high), text.rfind("\n", low, high)) + 1 or high
         pieces.append(_slice_words(text[low:high]))
         low = high
