@@ -92,7 +92,8 @@ def _fault_of_lines(text: str, words: Words) -> str | None:
         return None
     if sum(line.startswith(_BULLETS) for line in lines) > BULLETS * len(lines):
         return "list of bullets"
-    if sum(line.endswith(("…", "...")) for line in lines) > ELLIPSES * len(lines):
+    # A Chinese ellipsis, two of the sign, ends a sentence as it should.
+    if sum(line.endswith(("…", "...")) and not line.endswith("……") for line in lines) > ELLIPSES * len(lines):
         return "lines cut off by ellipses"
     # Thai, Lao, Khmer and Burmese: the first two end sentences with a space at most.
     if _share(words, THAI_CHARACTER) < 0.5 and sum(
@@ -138,7 +139,7 @@ def _fault_of_runs(words: Words) -> str | None:
     return None
 
 
-_ELLIPSIS = re.compile("…+")
+_ELLIPSIS = re.compile("(?<!…)…(?!…)")  # two are the Chinese one, which is punctuation like any other
 
 
 def _share(words: Words, weight: int) -> float:

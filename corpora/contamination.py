@@ -279,9 +279,10 @@ class Contamination:
         """What people read: a line for each set, and one for each example."""
         lines = []
         for name, one in sorted(self._sets.items()):
+            short = "text is" if one.too_short == 1 else "texts are"
             lines.append(
                 f"{name}: {len(one.found):,} of {one.rows:,} rows stand in {one.documents:,} documents"
-                + (f" ({one.too_short:,} texts are too short to be looked for)" if one.too_short else "")
+                + (f" ({one.too_short:,} {short} too short to be looked for)" if one.too_short else "")
             )
             lines += [
                 f'  {example["document"]}: row {example["row"]}, {example["field"]}: "{example["words"]}"'

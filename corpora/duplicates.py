@@ -117,8 +117,8 @@ def find_duplicates(
 
     Documents with equal hashes are one kind. Of what is left, those whose signatures agree in `similarity` of their
     numbers are linked, and whatever is linked, directly or through others, is one kind (as Lee et al. 2022 do).
-    Of each kind the first stays. Pairs are looked for in bands of the signature, so memory is that of one band
-    (24 bytes a document) beside the arrays given, which may be memory-mapped.
+    Of each kind the first stays. Pairs are looked for in bands of the signature, one band at a time, so that about 80
+    bytes a document are needed beside the arrays given, which may be memory-mapped.
 
     Args:
         hashes_D2: [D, 2] `document_hash` of each.
@@ -197,9 +197,7 @@ def _first_similar(signatures_DH: Signatures, left_N: Ints, similarity: float) -
             later, earlier = order[apart], leaders[apart]
             alike = _agreement(signatures_DH, left_N[earlier], left_N[later]) >= similarity
             root_N = _joined(root_N, earlier[alike], later[alike])
-            # What is not like the first of its group may be like another one there.
-            rest = root_N[order] != root_N[leaders]
-            order, opens = _without_single(order[rest], np.cumsum(opens)[rest])
+            order, opens = _without_leaders(order, opens, root_N)
     return root_N
 
 
@@ -227,6 +225,18 @@ def _without_single(order: Ints, group: NDArray[Any]) -> tuple[Ints, NDArray[np.
     opens, closes = edge[:-1], edge[1:]
     several = ~(opens & closes)
     return order[several], opens[several]
+
+
+def _without_leaders(order: Ints, opens: NDArray[np.bool_], root_N: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Groups without their first, where what is left of them is not all of one kind already."""
+    group = np.cumsum(opens)[~opens]
+    order, opens = _without_single(order[~opens], group)
+    if not len(order):
+        return order, opens
+    places, roots = np.flatnonzero(opens), root_N[order]
+    mixed = np.minimum.reduceat(roots, places) != np.maximum.reduceat(roots, places)
+    still = mixed[np.cumsum(opens) - 1]
+    return order[still], opens[still]
 
 
 def _agreement(signatures_DH: Signatures, a_P: Ints, b_P: Ints) -> NDArray[np.float64]:

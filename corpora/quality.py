@@ -98,7 +98,13 @@ class Cleaner:
         self.downstream = (
             Downstream.load(settings.decontaminate, settings.ngram) if settings.decontaminate else None
         )
-        self.clean("Ein Wort: Ä.")  # whatever is missing is missed now
+        # A package that is missing is missed now, not in a worker.
+        if settings.repair:
+            repair("Ä")
+        if settings.keep_languages is not None:
+            language_of("Ä")
+        if settings.duplicates == "near":
+            signature("Ä")
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, for a manifest: the settings, downstream sets by content instead of by path."""

@@ -34,3 +34,8 @@ def print_result(value: Any, as_json: bool, text: str) -> None:
 def split_names(names: str) -> list[str]:
     """Names out of a comma-separated list."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Options that a command line names; the others keep the defaults of the settings."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
