@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corpora import boilerplate
 from corpora.boilerplate import JAVASCRIPT, LOOKED_AT, POLICY, drop_lines, fault
@@ -114,3 +117,11 @@ def test_words_known_already_give_the_same_judgement_and_of_long_documents_the_s
     text = line + "# " * len(line)
     assert fault(text) is None
     assert fault(text, find_words(text)) is None
+
+
+@given(st.lists(st.integers(0, 40), max_size=200), st.sampled_from([0, 3, 59, 60]))
+def test_what_was_seen_before_is_found_as_by_looking_at_every_place(numbers: list[int], shift: int) -> None:
+    hashes = np.array(numbers, np.uint64) << np.uint64(shift)  # small numbers share the slots of the table
+    numbers[:] = (hashes >> np.uint64(shift)).tolist()
+    wanted = [number in numbers[:place] for place, number in enumerate(numbers)]
+    assert boilerplate._seen_before(hashes).tolist() == wanted
