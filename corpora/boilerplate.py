@@ -43,6 +43,7 @@ TOP_BIGRAM = 0.20  # Gopher: share of characters in the most frequent run of 2 w
 # The short runs are for scripts with spaces: 5 words are 8 Chinese characters, and an office's title alone is as long.
 REPEATED_SHORT_RUN, REPEATED_SHORT_CHARS = 5, 0.15
 REPEATED_LONG_RUN, REPEATED_LONG_CHARS = 10, 0.10
+REPETITION_RUNS = frozenset({2, REPEATED_SHORT_RUN})  # words of the runs that most documents are judged by
 
 # Sentence_Terminal of Unicode for living scripts, and what closes a quotation behind it.
 _ENDS = tuple(".!?…。！？．｡؟۔।॥։።፧။។៕།\"'”’»」』")

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from corpora.common.progress import Progress
 from corpora.downstream import DownstreamText, find_sets, read_set
-from corpora.words import WORD, Hashes, Ints, Words, find_words, ngrams
+from corpora.words import WORD, Hashes, Ints, Words, find_all_words, find_ngrams, find_words, ngrams
 
 NGRAM = 13  # words; GPT-3's (Brown et al. 2020, appendix C)
 SHORTEST = 8  # words of a text that is looked for whole; PaLM's n-grams (Chowdhery et al. 2022, section 8)
+BATCH = 1000  # texts whose words are found together
 EXAMPLES = 5  # shown for each set
 SHOWN = 120  # characters of an example
 FILTER_PLACES = 32  # of the filter for each run, so that at most 1 in 32 others passes
@@ -102,22 +103,27 @@ class Downstream:
         self._texts: list[DownstreamText] = []
         runs: list[tuple[Hashes, Ints, Ints, Ints]] = []
         content, last = hashlib.sha256(), dict[str, int]()
-        for text in itertools.chain.from_iterable(sets.values()):
-            content.update("\x1f".join(map(str, text)).encode("utf-8", "surrogatepass") + b"\x1e")
-            if last.get(text.set) != text.row:
-                last[text.set] = text.row
-                self.rows[text.set] += 1
-            words = find_words(text.text)
-            beginnings = ngrams(words, SHORTEST).hashes_W
-            if not len(beginnings):
-                self.too_short[text.set] = self.too_short.get(text.set, 0) + 1
-                continue
-            whole = ngrams(words, n)
-            starts, ends = whole.starts_W, whole.ends_W
-            if not len(whole):
-                starts, ends = np.zeros(1, np.int64), np.array([len(words)])
-            runs.append((beginnings[starts], np.full(len(starts), len(self._texts)), starts, ends - starts))
-            self._texts.append(text)
+        every = itertools.chain.from_iterable(sets.values())
+        while batch := list(itertools.islice(every, BATCH)):
+            words = find_all_words([text.text for text in batch])
+            for length in (SHORTEST, n):
+                find_ngrams(words, length)
+            for text, its_words in zip(batch, words, strict=True):
+                content.update("\x1f".join(map(str, text)).encode("utf-8", "surrogatepass") + b"\x1e")
+                if last.get(text.set) != text.row:
+                    last[text.set] = text.row
+                    self.rows[text.set] += 1
+                beginnings = ngrams(its_words, SHORTEST).hashes_W
+                if not len(beginnings):
+                    self.too_short[text.set] = self.too_short.get(text.set, 0) + 1
+                    continue
+                whole = ngrams(its_words, n)
+                starts, ends = whole.starts_W, whole.ends_W
+                if not len(whole):
+                    starts, ends = np.zeros(1, np.int64), np.array([len(its_words)])
+                number = np.full(len(starts), len(self._texts))
+                runs.append((beginnings[starts], number, starts, ends - starts))
+                self._texts.append(text)
         self._fingerprint = content.hexdigest()
         nothing = np.empty(0, np.int64)
         runs = runs or [(np.empty(0, np.uint64), nothing, nothing, nothing)]

@@ -7,22 +7,23 @@ how documents are shared out; what needs the whole corpus (duplicates) is decide
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from corpora.boilerplate import drop_lines, fault
+from corpora.boilerplate import REPETITION_RUNS, drop_lines, fault
 from corpora.common.errors import nearest
 from corpora.common.settings import Settings
 from corpora.contamination import NGRAM, SHORTEST, Contamination, Downstream, Found
-from corpora.duplicates import Signatures, document_hash, signature
+from corpora.duplicates import SHINGLE, Signatures, document_hash, signature
 from corpora.language import LANGUAGES, language_of
 from corpora.repair import repair
-from corpora.words import MAX_NGRAM, Hashes, find_words
+from corpora.words import MAX_NGRAM, Hashes, Words, find_all_words, find_ngrams
 
 PLACES = 5  # of dropped documents, remembered for each reason; the count goes on
+TOGETHER = 1 << 18  # characters of documents whose words are held at a time: up to 30 MB of arrays
 CONTAMINATED = "holds a downstream text"
 
 
@@ -113,6 +114,38 @@ class Cleaner:
 
     def clean(self, text: str) -> Cleaned:
         """Take one document through all steps that are asked for; the first that refuses it ends its way."""
+        return next(self.clean_all([text]))
+
+    def clean_all(self, texts: Iterable[str]) -> Iterator[Cleaned]:
+        """`clean` for each document, in order; short ones together, which is faster than one by one."""
+        group: list[str] = []
+        size = 0
+        for text in texts:
+            group.append(text)
+            size += len(text)
+            if size >= TOGETHER:
+                yield from self._clean_group(group)
+                group, size = [], 0
+        yield from self._clean_group(group)
+
+    def _clean_group(self, texts: list[str]) -> list[Cleaned]:
+        how = self._settings
+        cleaned = [self._clean_text(text) for text in texts]
+        if not how.boilerplate and self.downstream is None and how.duplicates == "keep":
+            return cleaned
+        left = [(place, one.text) for place, one in enumerate(cleaned) if one.text is not None]
+        words = find_all_words([text for _, text in left])
+        lengths = REPETITION_RUNS if how.boilerplate else set()
+        lengths |= {SHORTEST} if self.downstream is not None else set()
+        lengths |= {SHINGLE} if how.duplicates == "near" else set()
+        for n in lengths:
+            find_ngrams(words, n)
+        for (place, text), its_words in zip(left, words, strict=True):
+            cleaned[place] = self._judge(cleaned[place], text, its_words)
+        return cleaned
+
+    def _clean_text(self, text: str) -> Cleaned:
+        """The steps that read letters."""
         how, given = self._settings, text
         if how.repair:
             text = repair(text)
@@ -126,19 +159,17 @@ class Cleaner:
             language = language_of(text)
             if language not in how.keep_languages:
                 reason = f"language {language}"
-        if reason is not None:
-            return Cleaned(None, reason, repaired, lines)
-        if not how.boilerplate and self.downstream is None and how.duplicates == "keep":
-            return Cleaned(text, None, repaired, lines)
-        words = find_words(text)
+        return Cleaned(text if reason is None else None, reason, repaired, lines)
+
+    def _judge(self, cleaned: Cleaned, text: str, words: Words) -> Cleaned:
+        """The steps that read words."""
+        how = self._settings
         if how.boilerplate and (reason := fault(text, words)) is not None:
-            return Cleaned(None, reason, repaired, lines)
+            return replace(cleaned, text=None, reason=reason)
         if self.downstream is not None and (found := self.downstream.find(words)):
-            return Cleaned(None, CONTAMINATED, repaired, lines, tuple(found))
-        return Cleaned(
-            text,
-            repaired=repaired,
-            lines=lines,
+            return replace(cleaned, text=None, reason=CONTAMINATED, found=tuple(found))
+        return replace(
+            cleaned,
             hash_2=document_hash(text, words) if how.duplicates != "keep" else None,
             signature_H=signature(text, words) if how.duplicates == "near" else None,
         )

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from corpora import quality as quality_module
 from corpora import repair as repair_module
 from corpora.common.errors import UserError
 from corpora.common.files import dump_json
@@ -132,6 +134,37 @@ def test_a_cleaner_works_the_same_in_another_process(tmp_path: Path) -> None:
         )  # fmt: skip
         for mine, others in ((here.hash_2, other.hash_2), (here.signature_H, other.signature_H)):
             assert (mine is None and others is None) or mine.tolist() == others.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("size", [1, 200, 1 << 18])
+def test_documents_that_are_cleaned_together_come_out_as_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(quality_module, "TOGETHER", size)
+    made = cleaner(
+        repair=True, boilerplate=True, duplicates="near", decontaminate=[downstream_file(tmp_path, ZH)]
+    )
+    texts = [
+        EN,
+        ZH,
+        "",
+        "Â£5 is the price of it.",
+        f"{DE}\nWe use cookies.",
+        "Home\nNews",
+        f"{EN} {DE}",
+        "猫。",
+        DE,
+    ]
+    together = list(made.clean_all(texts))
+    assert len(together) == len(texts) and not list(made.clean_all([]))
+    for text, one in zip(texts, together, strict=True):
+        alone = made.clean(text)
+        assert (one.text, one.reason, one.repaired, one.lines, one.found) == (
+            alone.text, alone.reason, alone.repaired, alone.lines, alone.found,
+        )  # fmt: skip
+        if one.text is not None:
+            assert np.array_equal(one.hash_2, alone.hash_2)  # type: ignore[arg-type]
+            assert np.array_equal(one.signature_H, alone.signature_H)  # type: ignore[arg-type]
 
 
 def test_what_decides_the_result_is_cited_without_a_path(tmp_path: Path) -> None:

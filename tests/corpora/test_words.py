@@ -120,3 +120,30 @@ def test_words_that_differ_in_one_letter_are_told_apart_even_where_hashes_agree(
     assert one.same(0, 3, find_words("abc def ghi"), 0)
     assert not one.same(0, 3, same_hashes, 0)
     assert not one.same(0, 3, find_words("abc def"), 0)
+
+
+@given(
+    st.lists(st.text(alphabet=LETTERS, max_size=40), max_size=12),
+    st.integers(1, 4),
+    st.sampled_from([11, 60, 1 << 16]),
+)
+@settings(max_examples=200)
+def test_texts_that_are_worked_on_together_give_what_each_gives_alone(
+    texts: list[str], n: int, size: int
+) -> None:
+    alone = [find_words(text) for text in texts]
+    whole = module.SLICE
+    try:
+        module.SLICE = size
+        together = module.find_all_words(texts)
+        module.find_ngrams(together, n)
+    finally:
+        module.SLICE = whole
+    for one, other in zip(alone, together, strict=True):
+        if size > 40:  # a longer text is cut at the end of a slice
+            assert as_list(one) == as_list(other)
+            for name in ("starts_T1", "hashes_T", "weights_T"):
+                assert np.array_equal(getattr(one, name), getattr(other, name))
+        fresh = ngrams(Words(other.codes_C, other.starts_T1, other.hashes_T, other.weights_T), n)
+        for name in ("starts_W", "ends_W", "hashes_W"):
+            assert np.array_equal(getattr(fresh, name), getattr(ngrams(other, n), name))
