@@ -45,3 +45,8 @@ def terminal_columns() -> int | None:
 def in_colour() -> bool:
     """Whether results are coloured: on a terminal that can, unless NO_COLOR (no-color.org) says no."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Options that a command line names; the others keep the defaults of the settings."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}

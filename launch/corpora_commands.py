@@ -10,6 +10,7 @@ import typer
 from launch.arguments import (
     AsJson,
     Language,
+    given,
     in_colour,
     new_app,
     print_result,
@@ -58,6 +59,24 @@ def corpora_build(
         str | None,
         typer.Option(metavar="I/N", help="Make only this shard, from 0; ppt corpora merge does the rest."),
     ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend broken encodings.")] = False,
+    keep_languages: Annotated[
+        str | None, typer.Option(help="Codes of the languages to keep, comma-separated: en,zh.")
+    ] = None,
+    min_document_chars: Annotated[int | None, typer.Option(help="Drop shorter documents.")] = None,
+    max_document_chars: Annotated[int | None, typer.Option(help="Drop longer documents.")] = None,
+    boilerplate: Annotated[
+        bool, typer.Option("--boilerplate", help="Drop lines and documents that are no running text.")
+    ] = False,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option(help="Drop documents that hold rows of this set: file, folder, glob or hub:NAME."),
+    ] = None,
+    ngram: Annotated[int | None, typer.Option(help="Words in a row that count as a row found.")] = None,
+    duplicates: Annotated[
+        Literal["keep", "exact", "near"], typer.Option(help="Which duplicates are dropped.")
+    ] = "keep",
+    similarity: Annotated[float | None, typer.Option(help="Of near-duplicates.")] = None,
 ) -> None:
     """Build the sentence store and the task corpora of every format.
 
@@ -76,6 +95,17 @@ def corpora_build(
         values["formats"] = split_names(formats)
     if labeller_words is not None:
         values["labeller_words"] = split_names(labeller_words)
+    values |= given(
+        repair=repair,
+        keep_languages=split_names(keep_languages) if keep_languages is not None else None,
+        min_document_chars=min_document_chars,
+        max_document_chars=max_document_chars,
+        boilerplate=boilerplate,
+        decontaminate=decontaminate,
+        ngram=ngram,
+        duplicates=duplicates if duplicates != "keep" else None,
+        similarity=similarity,
+    )
     build(make_settings(BuildSettings, values, "ppt corpora build"))
 
 

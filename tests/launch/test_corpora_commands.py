@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from launch.arguments import in_colour, terminal_columns
+from corpora.quality import QualitySettings
+from launch.arguments import given, in_colour, terminal_columns
 from launch.cli import app
+from launch.corpora_commands import corpora_build
 
 
 def run(*words: str | Path) -> str:
@@ -48,3 +51,17 @@ def test_stats_are_printed_and_written_where_asked(build_dir: Path, tmp_path: Pa
     assert printed == json.loads((tmp_path / "page" / "stats.json").read_text(encoding="utf-8"))
     assert (tmp_path / "page" / "stats.html").is_file()
     assert not (build_dir / "stats").exists()
+
+
+def test_every_setting_of_quality_is_an_option_of_the_build() -> None:
+    options = inspect.signature(corpora_build).parameters
+    assert set(QualitySettings.model_fields) <= set(options)
+
+
+def test_options_that_are_not_named_keep_the_defaults_of_the_settings() -> None:
+    assert given(repair=False, ngram=None, keep_languages=["en"], similarity=0.5, duplicates="near") == {
+        "keep_languages": ["en"],
+        "similarity": 0.5,
+        "duplicates": "near",
+    }
+    assert given(keep_languages=[], boilerplate=True) == {"keep_languages": [], "boilerplate": True}
