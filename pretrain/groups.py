@@ -113,6 +113,7 @@ def open_groups(settings: PretrainSettings, tokenizer: Tokenizer) -> list[Group]
                 f"{settings.corpora} was tokenised with vocabulary {theirs[:12]}, the backbone's is "
                 f"{tokenizer.fingerprint[:12]} ({tokenizer.name}); build the corpora with the backbone's tokenizer"
             )
+        corpus.tokenizer = tokenizer  # of the same vocabulary; else each format would load one more
         words = corpus.label_words
         verbalizer = (
             Verbalizer.letters(tokenizer, len(words))

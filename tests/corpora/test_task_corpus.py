@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +125,35 @@ def test_no_rendered_choice_has_two_equal_options(build: Path, tokenizer: Tokeni
         ends = [*options[1:], len(ids)]
         texts = [tuple(ids[start + 2 : end]) for start, end in zip(options, ends, strict=True)]
         assert len(set(texts)) == n
+
+
+def test_a_large_corpus_opens_in_milliseconds_and_next_to_no_memory_of_its_own(
+    build: Path, tmp_path: Path
+) -> None:
+    for name in ("store", "tokenizer"):
+        (tmp_path / name).symlink_to(build / name)
+    folder, n = tmp_path / "unified", 25_000_000
+    folder.mkdir()
+    manifest = json.loads((build / "unified" / "manifest.json").read_text())
+    manifest["examples"] = {"train": n - 1000, "validation": 1000}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sizes = (4 * n, 4 * 10 * n, 8 * n, 2 * n)  # 1.35 GB, none of it on the disk but the last offset
+    for name, size in zip(INDEX_FILES, sizes, strict=True):
+        with open(folder / name, "wb") as file:
+            file.truncate(size)
+            if name == "option_offsets.bin":
+                file.seek(size)
+                file.write(np.int64(10 * n).tobytes())
+    seconds = []
+    tracemalloc.start()
+    for _ in range(3):
+        start = time.perf_counter()
+        corpus = TaskCorpus.open(tmp_path, "unified")
+        assert (len(corpus), corpus.split("validation")) == (n, range(n - 1000, n))
+        seconds.append(time.perf_counter() - start)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert min(seconds) < 0.05 and peak < 1_000_000
 
 
 def test_equal_draws_give_equal_bytes(build: Path, tmp_path: Path) -> None:

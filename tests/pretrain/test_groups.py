@@ -103,8 +103,10 @@ def groups(build_dir: Path, tokenizer: Tokenizer) -> list[Group]:
 
 def test_held_out_rows_are_of_the_validation_split_and_training_rows_are_all_others(
     groups: list[Group],
+    tokenizer: Tokenizer,
 ) -> None:
     for one in groups:
+        assert one.corpus.tokenizer is tokenizer  # loaded once, not once a format
         assert len(one.held_rows) == 10 and set(one.held_rows.tolist()) <= set(one.corpus.split("validation"))
         assert one.train_rows == one.corpus.split("train")
         labels = one.n_labels(one.held_rows).tolist()
