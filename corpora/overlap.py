@@ -66,7 +66,7 @@ class Sketches:
         for k in range(2, len(seen)):
             maybe = seen[1:k] == seen[k]
             if maybe.any():
-                rows, columns = np.nonzero(maybe)
+                rows, columns = _where(maybe)
                 above.append(rows + 1)
                 below.append(np.full(len(rows), k))
                 column.append(columns)
@@ -92,7 +92,7 @@ class Sketches:
         found = differ <= room
         if not found.any():
             return found
-        at = np.nonzero(found)
+        at = _where(found)
         one, two = (np.broadcast_to(units, found.shape)[at] for units in (one, two))
         bits, room = differ[at], room[at]
         for word in self.bits[cap][1:]:
@@ -111,6 +111,11 @@ class Sketches:
             some = open_pairs[first : first + _AT_ONCE]
             found[some] = judge(cut_ids(self.store, one[some], cap), cut_ids(self.store, two[some], cap))
         return found
+
+
+def _where(found: Bool) -> tuple[Int64, ...]:
+    """As `np.nonzero`, at a tenth of its cost where little is found."""
+    return np.unravel_index(np.flatnonzero(found), found.shape)
 
 
 def cut_ids(store: SentenceStore, units: Units, cap: int) -> Int64:

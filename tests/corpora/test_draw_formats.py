@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from corpora import draws, overlap
+from corpora import draws, overlap, view
 from corpora.common.files import atomic_folder
 from corpora.common.processes import Here, Pool, worker_pool
 from corpora.draw_formats import draw_formats
@@ -89,6 +90,26 @@ def test_examples_are_those_that_are_drawn_in_memory(build: Path, tmp_path: Path
     with atomic_folder(tmp_path / "one") as folder:
         write_task_corpus(folder, format, drawn, {"seed": 3})
     assert (tmp_path / "one" / "manifest.json").read_text() == (build / format / "manifest.json").read_text()
+
+
+def test_memory_does_not_grow_with_the_store(
+    tmp_path: Path,
+    pocket_docs: list[list[str]],
+    write_store: Callable[..., SentenceStore],
+    small_pieces: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is allocated at most; mapped files are not."""
+    monkeypatch.setattr(view, "_CHUNK", 100)
+    peaks = []
+    for times in (1, 1, 5):  # the first warms caches up
+        build = tmp_path / str(len(peaks))
+        units = write_store(build / "store", pocket_docs[:40] * times).n_units
+        tracemalloc.start()
+        assert len(list(draw_formats(build, NAMES, 0, 0.2, {}, Here()))) == 3
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 20 * units, (peaks, units)
 
 
 def test_a_fault_leaves_no_scratch_files_and_no_half_format(

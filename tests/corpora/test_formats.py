@@ -28,7 +28,7 @@ LONG = np.arange(1000, 1600, dtype=np.uint16)
 
 # method.md, "The four formats": options -> query tokens, option tokens
 CAPS = {2: (400, 50), 3: (400, 50), 4: (400, 50), 5: (400, 40), 6: (300, 40), 7: (250, 30), 8: (200, 30)}
-CAPS |= {9: (200, 30), 10: (150, 20), 11: (150, 20), 12: (150, 20), 13: (150, 20), 16: (150, 20)}
+CAPS |= {9: (200, 30), **dict.fromkeys(range(10, 17), (150, 20))}
 
 
 @pytest.mark.parametrize("n", CAPS)
