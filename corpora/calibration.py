@@ -69,8 +69,8 @@ def tempered(probabilities_NC: NDArray[np.floating], temperature: float) -> NDAr
 def fit_temperature(probabilities_NC: NDArray[np.floating], labels_N: NDArray[np.integer]) -> float:
     """The temperature that makes labels most likely; 1 without any.
 
-    A class seen n times is never asked for with more than (n + 1) / (n + C), Platt's rule (1999) for C classes: else
-    a few easy reviews would make every probability 1, and nothing could be ranked by it.
+    Right n times of n shows a chance of (n + 1) / (n + 2), the rule of succession, and labels are taken to be as sure as
+    that (Platt 1999 does alike): else a few easy reviews would make every probability 1, which ranks nothing.
 
     Args:
         probabilities_NC: at temperature 1.
@@ -80,10 +80,9 @@ def fit_temperature(probabilities_NC: NDArray[np.floating], labels_N: NDArray[np
 
     if not len(labels_N):
         return 1.0
-    n_classes = probabilities_NC.shape[1]
-    seen_N = np.bincount(labels_N, minlength=n_classes)[labels_N]
-    targets_NC = np.repeat(1 / (seen_N + n_classes)[:, None], n_classes, axis=1)
-    targets_NC[np.arange(len(labels_N)), labels_N] = (seen_N + 1) / (seen_N + n_classes)
+    n, n_classes = probabilities_NC.shape
+    targets_NC = np.full((n, n_classes), 1 / (n + 2) / (n_classes - 1))
+    targets_NC[np.arange(n), labels_N] = (n + 1) / (n + 2)
 
     def loss(log_temperature: float) -> float:
         found = tempered(probabilities_NC, math.exp(log_temperature))

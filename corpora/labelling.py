@@ -18,14 +18,11 @@ from corpora.common.files import manifest_hash, write_bytes_atomic
 from corpora.common.processes import Pool, process_pool
 from corpora.common.progress import Progress
 from corpora.labeller import Labeller, check_tokenizer, load_labeller
-from corpora.sequence_labeller import SequenceClassifier, devices
+from corpora.sequence_labeller import GROUP, SequenceClassifier, devices
 from corpora.single_text import KEEP
 from corpora.store import SentenceStore
 
 RANGE = 20_000  # units that a linear labeller reads at a time
-GROUP = (
-    4_096  # units that a classifier reads at a time: many batches, seconds of a GPU, a minute or two of a CPU
-)
 LOOK = 1.0  # seconds between two looks at what the devices have finished
 
 # A finished range: five bytes a unit.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from corpora.calibration import softmax
 from corpora.common.errors import UserError
 from corpora.common.files import hash_file, manifest_hash, read_json, read_manifest
-from corpora.store import SentenceStore
+
+if TYPE_CHECKING:
+    from corpora.store import SentenceStore
 
 MAX_TOKENS = 256  # of a text are classified (released code)
 STEP = 2_000  # texts unpacked and read at a time

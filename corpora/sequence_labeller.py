@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from corpora.common.files import manifest_hash, read_json, read_manifest, write_
 from corpora.common.hub import hub_reachable
 from corpora.linear_labeller import MAX_TOKENS
 from corpora.reviews import DEFAULT_WORDS
-from corpora.store import SentenceStore
+
+if TYPE_CHECKING:
+    from corpora.store import SentenceStore
 
 # Released code: what a fine-tuned classifier has to be sure of. The two ends differ, all between share one.
 LOWEST, BETWEEN, HIGHEST = 0.95, 0.5, 0.7
@@ -26,6 +28,7 @@ BATCH_TOKENS = {
     "cuda": 32_768,
     "cpu": 4_096,
 }  # padding included: enough to fill the device, little beside weights
+GROUP = 4_096  # texts to give it at a time: many batches, seconds of a GPU, a minute or two of a CPU
 MULTIPLE = 8  # lengths are padded to one of these, as tensor cores like it
 MAX_CHARS = (
     64 * MAX_TOKENS

@@ -67,7 +67,7 @@ def build_corpora(out: Path, backbone: Path) -> None:
     from corpora.label_training import train
 
     if not (out / "labeller").exists():
-        train(out / "world" / "reviews.jsonl", out / "labeller", language="en")
+        train(out / "world" / "reviews.jsonl", out / "labeller", language="en", tokenizer=backbone)
     values = {
         "text": [str(out / "world" / "documents.jsonl")],
         "tokenizer": str(backbone),
