@@ -18,12 +18,8 @@ class LabelSettings(Settings):
     """How labels become the `single_text` corpus."""
 
     labeller_words: list[str] | None = None  # label words of a sequence classifier, in its order
-    keep: float | None = Field(
-        default=None, gt=0, le=1
-    )  # surest share of each class; 0.2 for a linear labeller
-    thresholds: list[Probability] | None = (
-        None  # one a class, in place of `keep`; the default for a classifier
-    )
+    keep: float | None = Field(default=None, gt=0, le=1)  # surest share of each class; linear: 0.2
+    thresholds: list[Probability] | None = None  # one a class, in place of `keep`
     balance: bool = True  # down to the rarest class
     workers: int = Field(default=1, ge=1)  # processes; the result is the same for any number
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
 from corpora.common.files import manifest_hash, write_bytes_atomic
+from corpora.common.mapped import let_go
 from corpora.common.processes import Pool, process_pool
 from corpora.common.progress import Progress
 from corpora.labeller import Labeller, check_tokenizer, load_labeller
@@ -98,8 +99,13 @@ def _label_all(
 ) -> Iterator[int]:
     """Label ranges; yields how many units were done as it goes."""
     if not isinstance(labeller, SequenceClassifier):
-        there = (store.folder, folder, manifest_hash(store.folder) + labeller.fingerprint)
-        work_of = ((*there, *bounds, _path(work, bounds)) for bounds in todo)
+        # Absolute: a worker may stand elsewhere.
+        there = (
+            store.folder.absolute(),
+            folder.absolute(),
+            manifest_hash(store.folder) + labeller.fingerprint,
+        )
+        work_of = ((*there, *bounds, _path(work.absolute(), bounds)) for bounds in todo)
         for number, _ in pool.each(_label, work_of):
             yield _units(todo[number : number + 1])
     elif len(found := devices()) > 1 and len(todo) > 1:
@@ -112,6 +118,7 @@ def _label(store: Path, labeller: Path, identity: str, start: int, stop: int, pa
     """Label units `start` to `stop` with a linear labeller, into a file."""
     opened, loaded = _opened(store, labeller, identity)
     _write(path, loaded.predict_units(opened, start, stop))
+    let_go(opened.tokens, opened.unit_offsets)
 
 
 @functools.lru_cache(maxsize=1)
