@@ -32,8 +32,8 @@ from corpora.draw_formats import draw_formats
 from corpora.drawn import Summary
 from corpora.draws import draw
 from corpora.formats import FORMATS
-from corpora.labeller import Labeller
-from corpora.labelling import label_units
+from corpora.labeller import Labeller, check_tokenizer, load_labeller
+from corpora.labelling import keep_rule, label_units
 from corpora.merge import LIBRARIES, add_up, find_parts, finish_shard, make_store, shard_folder
 from corpora.part_maker import PartMaker
 from corpora.parts import make_parts
@@ -64,7 +64,10 @@ def build(settings: BuildSettings) -> Path:
     """
     sources = find_sources(settings.text)
     tokenizer = Tokenizer.load(settings.tokenizer)
-    labeller = Labeller.load(settings.labeller, settings.labeller_words) if settings.labeller else None
+    labeller = load_labeller(settings.labeller, settings.labeller_words) if settings.labeller else None
+    if labeller is not None:
+        keep_rule(labeller, settings.keep, settings.thresholds)  # refused now rather than after the pass
+        check_tokenizer(labeller, tokenizer.name, tokenizer.fingerprint)
     formats = _formats(settings, labeller)
     if labeller is not None and not settings.keep_text:
         raise UserError(
@@ -130,10 +133,11 @@ def merge(
     """
     out = Path(folder)
     fields = read_manifest(out, "build")
-    how = LabelSettings(keep=fields["keep"], balance=fields["balance"], workers=workers)
+    asked = {key: fields[key] for key in ("keep", "thresholds", "balance")}
+    how = LabelSettings.model_validate({**asked, "workers": workers})
     given = None
     if fields["labeller"] is not None:
-        given = Labeller.load(labeller or out / "labeller", words)
+        given = load_labeller(labeller or out / "labeller", words)
         if given.describe() != fields["labeller"]:
             raise UserError(f"{out} was begun with another labeller than {labeller}; give that one")
     with alone(out), worker_pool(workers) as pool:
@@ -270,7 +274,7 @@ def _finish(
     for name, summary in draw_formats(out.absolute(), unlabelled, seed, validation, origin, pool):
         _say(name, summary)
     if labeller is not None and "single_text" in missing:
-        _draw(out, store, how, seed, validation, labeller)
+        _draw(out, store, how, seed, validation, labeller, pool)
     if not missing:
         say(f"{out} was finished already")
     remove(out / "labels")
@@ -333,11 +337,18 @@ def _say(name: str, summary: Summary) -> None:
 
 
 def _draw(
-    out: Path, store: SentenceStore, how: LabelSettings, seed: int, validation: float, labeller: Labeller
+    out: Path,
+    store: SentenceStore,
+    how: LabelSettings,
+    seed: int,
+    validation: float,
+    labeller: Labeller,
+    pool: Pool,
 ) -> None:
     """Label the units of the store, draw `single_text` from them and write its folder."""
     name = "single_text"
-    labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", how.workers)
+    rule = keep_rule(labeller, how.keep, how.thresholds)
+    labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", pool)
     counts = np.bincount(labels, minlength=len(labeller.words))
     found = ", ".join(f"{word} {n:,}" for word, n in zip(labeller.words, counts.tolist(), strict=True))
     say(f"{name}: the labeller calls {found}")
@@ -349,14 +360,15 @@ def _draw(
         labels=labels,
         probs=probabilities,
         n_classes=len(labeller.words),
-        thresholds=labeller.thresholds,
-        keep=how.keep,
+        thresholds=rule.thresholds,
+        keep=rule.keep,
         balance=how.balance,
     )
     fields = _corpus_fields(out, store, seed, validation) | {
         "label_words": list(labeller.words),
         "labeller": labeller.describe(),
-        "keep": how.keep,
+        "keep": rule.keep if rule.thresholds is None else None,
+        "thresholds": rule.thresholds,
         "balance": how.balance,
     }
     with atomic_folder(out / name, replace=True) as folder:
@@ -370,7 +382,7 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     Args:
         folder: a build that keeps its text.
         labeller: folder of a labeller, or a sequence classifier by name.
-        how: words of a classifier, share kept, balance, workers.
+        how: words of a classifier, share kept or thresholds, balance, workers.
 
     Returns:
         The folder of the corpus.
@@ -384,12 +396,15 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     if not store.keeps_text:
         raise UserError(f"{out} was built without text (keep_text: false); build it again with text")
     how = how or LabelSettings()
-    given = Labeller.load(labeller, how.labeller_words)
+    given = load_labeller(labeller, how.labeller_words)
+    keep_rule(given, how.keep, how.thresholds)
+    tokenizer = store.manifest["tokenizer"]
+    check_tokenizer(given, tokenizer["name"], tokenizer["fingerprint"])
     _warn(store, given)
-    with alone(out):
+    with alone(out), worker_pool(how.workers) as pool:
         remove(out / "labels")  # of another labeller, perhaps
         with atomic_folder(out / "labeller", replace=True) as partial:
             given.save(partial)
-        _draw(out, store, how, there["seed"], there["validation"], given)
+        _draw(out, store, how, there["seed"], there["validation"], given, pool)
         remove(out / "labels")
     return out / "single_text"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,12 +12,15 @@ from corpora.formats import FORMATS
 from corpora.quality import QualitySettings
 from corpora.segment import Language, Unit
 
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
 
 class LabelSettings(Settings):
     """How labels become the `single_text` corpus."""
 
     labeller_words: list[str] | None = None  # label words of a sequence classifier, in its order
-    keep: float = Field(default=0.2, gt=0, le=1)  # of each class, the surest that a linear labeller keeps
+    keep: float | None = Field(default=None, gt=0, le=1)  # surest share of each class; linear: 0.2
+    thresholds: list[Probability] | None = None  # one a class, in place of `keep`
     balance: bool = True  # down to the rarest class
     workers: int = Field(default=1, ge=1)  # processes; the result is the same for any number
 

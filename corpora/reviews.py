@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from corpora.common.errors import UserError, at
 from corpora.common.records import csv_rows, json_lines
-from corpora.documents import find_sources, open_source, reading
+from corpora.sources import find_sources, open_source, reading
+
+FIVE_WORDS = ("terrible", "bad", "maybe", "good", "great")  # one to five stars
+DEFAULT_WORDS = {2: ("bad", "good"), 3: ("bad", "maybe", "good"), 5: FIVE_WORDS}
 
 
 class Review(NamedTuple):

@@ -22,6 +22,18 @@ corpora_app = new_app("Raw text to task corpora.")
 label_app = new_app("The pseudo-labeller of single texts.")
 corpora_app.add_typer(label_app, name="label")
 
+Keep = Annotated[
+    float | None,
+    typer.Option(help="Surest share of each class to keep; default: 0.2 for a linear labeller."),
+]
+Thresholds = Annotated[
+    str | None,
+    typer.Option(
+        help="Probabilities to keep labels over, one a class, comma-separated; default for a classifier: "
+        "0.95 for the lowest class, 0.7 for the highest, 0.5 between."
+    ),
+]
+
 
 @corpora_app.command("build")
 def corpora_build(
@@ -48,7 +60,8 @@ def corpora_build(
     seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.")] = False,
     validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.05,
-    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
+    keep: Keep = None,
+    thresholds: Thresholds = None,
     balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
     keep_text: Annotated[bool, typer.Option(help="Keep the text beside the token ids.")] = True,
     engine: Annotated[
@@ -106,6 +119,8 @@ def corpora_build(
         duplicates=duplicates if duplicates != "keep" else None,
         similarity=similarity,
     )
+    if thresholds is not None:
+        values["thresholds"] = split_names(thresholds)
     build(make_settings(BuildSettings, values, "ppt corpora build"))
 
 
@@ -180,15 +195,38 @@ def label_train(
     test: Annotated[Path | None, typer.Option(help="Held-out file; default: a part of the reviews.")] = None,
     words: Annotated[str | None, typer.Option(help="A label word a class, comma-separated.")] = None,
     language: Annotated[Language, typer.Option(help="Of the text.")] = "auto",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Read ids of this tokenizer, the build's own, in place of text.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
 ) -> None:
-    """Train the linear pseudo-labeller on star reviews.
+    """Train a linear pseudo-labeller on star reviews.
 
-    Example: ppt corpora label train --reviews reviews.jsonl --out runs/labeller
+    Example: ppt corpora label train --reviews reviews.jsonl --tokenizer google/t5-v1_1-small --out runs/labeller
     """
-    from corpora.labeller import train
+    from corpora.label_training import train
 
-    train(reviews, out, test=test, words=split_names(words) if words else None, language=language, seed=seed)
+    names = split_names(words) if words else None
+    train(reviews, out, test=test, words=names, language=language, seed=seed, tokenizer=tokenizer)
+
+
+@label_app.command("calibrate")
+def label_calibrate(
+    labeller: Annotated[str, typer.Option(help="A Hugging Face sequence classifier by folder or name.")],
+    reviews: Annotated[Path, typer.Option(help="JSONL or CSV with the fields text and label.")],
+    out: Annotated[Path, typer.Option(help="Folder of the calibrated labeller, which names the classifier.")],
+    labeller_words: Annotated[
+        str | None, typer.Option(help="Label words of its classes, comma-separated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Fit a classifier's temperature on half of some reviews and report its agreement with the other half.
+
+    Example: ppt corpora label calibrate --labeller runs/roberta --reviews reviews.jsonl --out runs/labeller
+    """
+    from corpora.label_training import calibrate
+
+    calibrate(labeller, reviews, out, split_names(labeller_words) if labeller_words else None, seed)
 
 
 @label_app.command("apply")
@@ -198,7 +236,8 @@ def label_apply(
     labeller_words: Annotated[
         str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
     ] = None,
-    keep: Annotated[float, typer.Option(help="Share of each class that a linear labeller keeps.")] = 0.2,
+    keep: Keep = None,
+    thresholds: Thresholds = None,
     balance: Annotated[bool, typer.Option(help="Cut pseudo-labels down to the rarest class.")] = True,
     workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
 ) -> None:
@@ -213,4 +252,6 @@ def label_apply(
     values: dict[str, Any] = {"keep": keep, "balance": balance, "workers": workers}
     if labeller_words is not None:
         values["labeller_words"] = split_names(labeller_words)
+    if thresholds is not None:
+        values["thresholds"] = split_names(thresholds)
     apply_labeller(folder, labeller, make_settings(LabelSettings, values, "ppt corpora label apply"))

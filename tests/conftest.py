@@ -155,7 +155,7 @@ def build_dir(
     """Task corpora of all four formats, as `ppt corpora build` makes them; the labeller learnt from made reviews."""
     from corpora.build import build
     from corpora.build_settings import BuildSettings
-    from corpora.labeller import train
+    from corpora.label_training import train
 
     folder = tmp_path_factory.mktemp("build")
     rng = generator(0, "made reviews")

@@ -64,10 +64,10 @@ def build_corpora(out: Path, backbone: Path) -> None:
     """Train the labeller on the reviews and build the four task corpora from the documents."""
     from corpora.build import build
     from corpora.build_settings import BuildSettings
-    from corpora.labeller import train
+    from corpora.label_training import train
 
     if not (out / "labeller").exists():
-        train(out / "world" / "reviews.jsonl", out / "labeller", language="en")
+        train(out / "world" / "reviews.jsonl", out / "labeller", language="en", tokenizer=backbone)
     values = {
         "text": [str(out / "world" / "documents.jsonl")],
         "tokenizer": str(backbone),

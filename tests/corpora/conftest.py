@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from corpora.build_settings import BuildSettings
 from corpora.common.errors import PPTError
 from corpora.common.files import hash_file, write_manifest
 from corpora.common.rng import generator
-from corpora.labeller import train
+from corpora.label_training import train
 from corpora.store import SentenceStore
 from corpora.store_writer import Units, store_manifest
 from corpora.tokenizer import Tokenizer
@@ -115,6 +116,69 @@ def write_store(tokenizer: Tokenizer) -> Callable[..., SentenceStore]:
         return SentenceStore.open(folder)
 
     return write
+
+
+STARS = (
+    "awful horrible broken",
+    "poor weak slow",
+    "average okay usual",
+    "nice fine tasty",
+    "superb perfect wonderful",
+)  # words that give a made review away, by its class
+
+
+@pytest.fixture(scope="session")
+def star_reviews() -> Callable[..., list[dict[str, Any]]]:
+    """`star_reviews(n, classes)`: made reviews, their classes in turn, each given away by two words."""
+
+    def make(n: int, classes: int = 5) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for i in range(n):
+            rng, label = generator(0, "reviews", i), i % classes
+            said = " ".join(rng.choice(STARS[label].split(), 2))
+            rows.append(
+                {"text": f"the {rng.choice(['soup', 'room', 'train'])} was {said} today", "label": label}
+            )
+        return rows
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def jsonl() -> Callable[[Path, Sequence[dict[str, Any]]], Path]:
+    """`jsonl(path, rows)` writes rows as JSON lines and gives the path."""
+
+    def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def classifier_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT that tells five classes apart, of words of the made reviews."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("classifier") / "tiny"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *" ".join(STARS).split(), *NOUNS, "the", "was"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=5,
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

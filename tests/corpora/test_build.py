@@ -10,8 +10,9 @@ import pytest
 from corpora.build import apply_labeller, build
 from corpora.build_settings import BuildSettings, LabelSettings
 from corpora.common.errors import UserError
-from corpora.common.files import read_json
+from corpora.common.files import read_json, write_json
 from corpora.formats import FORMATS
+from corpora.label_training import train
 from corpora.store import SentenceStore
 from corpora.tokenizer import Tokenizer
 
@@ -211,3 +212,27 @@ def test_each_format_runs_its_own_draw_from_raw_text_to_what_training_reads(
         example = corpus.render(int(rows[0]), tokenizer, 100)
         assert (example.input_ids == tokenizer.sentinel(0)).sum() == 1
         assert 0 <= example.label < len(corpus.label_words)
+
+
+def test_labels_are_kept_by_what_was_asked_for_and_the_corpus_says_so(
+    settings_of: Callable[..., BuildSettings], tmp_path: Path, tokenizer_dir: Path, labeller_dir: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    train(labeller_dir.parent / "reviews.jsonl", tokens, tokenizer=tokenizer_dir)
+    with pytest.raises(UserError, match="2 thresholds for the 5 classes"):
+        build(settings_of("build", labeller=str(tokens), thresholds=[0.5, 0.5]))
+    assert not (tmp_path / "build").exists()  # before the pass
+    settings = {"labeller": str(tokens), "formats": ["single_text"]}
+    out = build(settings_of("build", **settings, thresholds=[0.3] * 5, balance=False))
+    about = read_json(out / "single_text" / "manifest.json")
+    assert about["thresholds"] == [0.3] * 5 and about["keep"] is None
+    assert about["labeller"]["reads"] == "tokens" and about["labeller"]["agreement"]["n_test"] == 5
+    apply_labeller(out, str(tokens), LabelSettings(keep=0.5))
+    about = read_json(out / "single_text" / "manifest.json")
+    assert about["thresholds"] is None and about["keep"] == 0.5
+    other = read_json(tokens / "manifest.json")
+    other["tokenizer"]["fingerprint"] = "f" * 64
+    write_json(tokens / "manifest.json", other)
+    with pytest.raises(UserError, match=r"reads token ids of .* .fingerprint ffffffffffff"):
+        build(settings_of("other", **settings))
+    assert not (tmp_path / "other").exists()
