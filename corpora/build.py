@@ -11,36 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from corpora.build_folder import alone, check_same, forget, remove
 from corpora.build_settings import BuildSettings, LabelSettings
 from corpora.common.errors import UserError
 from corpora.common.files import (
     PARTIAL,
     atomic_folder,
-    library_versions,
     machine_errors,
-    manifest_hash,
     read_manifest,
     write_manifest,
 )
 from corpora.common.processes import Pool, worker_pool
 from corpora.common.progress import say
 from corpora.documents import not_strict
-from corpora.draw_formats import draw_formats
-from corpora.drawn import Summary
-from corpora.draws import draw
 from corpora.formats import FORMATS
 from corpora.labeller import Labeller, check_tokenizer, load_labeller
-from corpora.labelling import keep_rule, label_units
-from corpora.merge import LIBRARIES, add_up, find_parts, finish_shard, make_store, shard_folder
+from corpora.labelling import keep_rule
+from corpora.make_corpora import make_corpora
+from corpora.merge import add_up, find_parts, finish_shard, make_store, shard_folder
 from corpora.part_maker import PartMaker
 from corpora.parts import make_parts
 from corpora.quality import Cleaner, QualitySettings, make_cleaner
 from corpora.sources import HUB, Source, find_sources
 from corpora.store import SentenceStore
-from corpora.task_corpus_writer import write_task_corpus
 from corpora.tokenizer import Tokenizer
 
 # Settings that change no byte of a build, and those that stand in its manifest by content.
@@ -48,7 +41,6 @@ NO_IDENTITY = (
     *("workers", "strict", "engine", "shard", "out"),
     *("text", "tokenizer", "formats", "labeller", "labeller_words"),
 )
-MANY_UNKNOWN = 0.02  # share of <unk> that is worth a warning; T5's vocabulary has 42 % on Chinese
 
 
 def build(settings: BuildSettings) -> Path:
@@ -69,9 +61,9 @@ def build(settings: BuildSettings) -> Path:
         keep_rule(labeller, settings.keep, settings.thresholds)  # refused now rather than after the pass
         check_tokenizer(labeller, tokenizer.name, tokenizer.fingerprint)
     formats = _formats(settings, labeller)
-    if labeller is not None and not settings.keep_text:
+    if labeller is not None and labeller.reads == "text" and not settings.keep_text:
         raise UserError(
-            "keep_text: false leaves the labeller nothing to read; keep the text, or give no labeller"
+            "keep_text: false leaves the labeller nothing to read; keep the text, or train one with --tokenizer"
         )
     cleaner = make_cleaner(settings)
     out = Path(settings.out)
@@ -266,18 +258,11 @@ def _finish(
         f"store: {store.n_docs:,} documents, {store.n_units:,} {manifest['unit']}, {manifest['tokens']:,} tokens; "
         f"dropped: {', '.join(f'{n} {reason}' for reason, n in manifest['dropped'].items()) or 'nothing'}"
     )
-    _warn(store, labeller)
     missing = [name for name in fields["formats"] if not (out / name).exists()]
-    seed, validation = fields["seed"], fields["validation"]
-    unlabelled = [name for name in missing if name != "single_text"]
-    origin = _corpus_fields(out, store, seed, validation)
-    for name, summary in draw_formats(out.absolute(), unlabelled, seed, validation, origin, pool):
-        _say(name, summary)
-    if labeller is not None and "single_text" in missing:
-        _draw(out, store, how, seed, validation, labeller, pool)
-    if not missing:
+    if missing or not (out / "README.md").exists():
+        make_corpora(out, missing, how, labeller, pool)
+    else:
         say(f"{out} was finished already")
-    remove(out / "labels")
     for left in out.glob(f"*{PARTIAL}"):
         remove(left)
     return out
@@ -296,7 +281,7 @@ def _first_dropped(sources: list[Source], places: dict[str, list[str]]) -> tuple
     """
     paths: dict[str, list[str]] = {}  # in the order of reading
     for source in sources:
-        paths.setdefault(Path(source.name).name, []).append(source.name)
+        paths.setdefault(source.short, []).append(source.name)
     found = []
     for reason, (first, *_) in places.items():
         name, unit, number = first.rsplit(" ", 2)
@@ -304,107 +289,3 @@ def _first_dropped(sources: list[Source], places: dict[str, list[str]]) -> tuple
     index, line, unit, reason = min(found)
     name, among = list(paths.items())[index]
     return f"{among[0] if len(among) == 1 else name} {unit} {line}", reason
-
-
-def _warn(store: SentenceStore, labeller: Labeller | None) -> None:
-    """Say what is allowed but hardly meant."""
-    unknown = store.manifest["unknown_tokens"] / store.manifest["tokens"]
-    if unknown > MANY_UNKNOWN:
-        say(f"warning: {unknown:.0%} of the tokens are <unk>; this tokenizer was made for other text")
-    if labeller is not None and labeller.language not in (None, store.manifest["language"]):
-        say(
-            f"warning: the labeller was trained on {labeller.language}, the text is {store.manifest['language']}"
-        )
-
-
-def _corpus_fields(out: Path, store: SentenceStore, seed: int, validation: float) -> dict[str, Any]:
-    """What the manifest of every format says."""
-    return {
-        "store": manifest_hash(out / "store"),
-        "tokenizer_fingerprint": store.manifest["tokenizer"]["fingerprint"],
-        "seed": seed,
-        "validation": validation,
-        "language": store.manifest["language"],
-        "versions": library_versions(*LIBRARIES),
-    }
-
-
-def _say(name: str, summary: Summary) -> None:
-    for line in summary.lines():
-        say(f"{name}: {line}")
-    if not summary.train + summary.held_out:
-        say(f"warning: {name} has no examples; its documents need more units, or give more text")
-
-
-def _draw(
-    out: Path,
-    store: SentenceStore,
-    how: LabelSettings,
-    seed: int,
-    validation: float,
-    labeller: Labeller,
-    pool: Pool,
-) -> None:
-    """Label the units of the store, draw `single_text` from them and write its folder."""
-    name = "single_text"
-    rule = keep_rule(labeller, how.keep, how.thresholds)
-    labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", pool)
-    counts = np.bincount(labels, minlength=len(labeller.words))
-    found = ", ".join(f"{word} {n:,}" for word, n in zip(labeller.words, counts.tolist(), strict=True))
-    say(f"{name}: the labeller calls {found}")
-    drawn = draw(
-        name,
-        store,
-        seed,
-        validation=validation,
-        labels=labels,
-        probs=probabilities,
-        n_classes=len(labeller.words),
-        thresholds=rule.thresholds,
-        keep=rule.keep,
-        balance=how.balance,
-    )
-    fields = _corpus_fields(out, store, seed, validation) | {
-        "label_words": list(labeller.words),
-        "labeller": labeller.describe(),
-        "keep": rule.keep if rule.thresholds is None else None,
-        "thresholds": rule.thresholds,
-        "balance": how.balance,
-    }
-    with atomic_folder(out / name, replace=True) as folder:
-        write_task_corpus(folder, name, drawn, fields)
-    _say(name, drawn.summary)
-
-
-def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings | None = None) -> Path:
-    """Label the units of a build and draw its `single_text` corpus, in place of one that is there.
-
-    Args:
-        folder: a build that keeps its text.
-        labeller: folder of a labeller, or a sequence classifier by name.
-        how: words of a classifier, share kept or thresholds, balance, workers.
-
-    Returns:
-        The folder of the corpus.
-
-    Raises:
-        UserError: the folder holds no build, or one without text.
-    """
-    out = Path(folder)
-    there = read_manifest(out, "build")
-    store = SentenceStore.open(out / "store")
-    if not store.keeps_text:
-        raise UserError(f"{out} was built without text (keep_text: false); build it again with text")
-    how = how or LabelSettings()
-    given = load_labeller(labeller, how.labeller_words)
-    keep_rule(given, how.keep, how.thresholds)
-    tokenizer = store.manifest["tokenizer"]
-    check_tokenizer(given, tokenizer["name"], tokenizer["fingerprint"])
-    _warn(store, given)
-    with alone(out), worker_pool(how.workers) as pool:
-        remove(out / "labels")  # of another labeller, perhaps
-        with atomic_folder(out / "labeller", replace=True) as partial:
-            given.save(partial)
-        _draw(out, store, how, there["seed"], there["validation"], given, pool)
-        remove(out / "labels")
-    return out / "single_text"

@@ -257,13 +257,13 @@ def _limits(
 def _labeller_limit(folder: Path) -> str:
     """How good the pseudo-labeller is, as far as its folder says."""
     path = folder / "labeller" / "manifest.json"
-    about = read_json(path) if path.exists() else {}
+    found = (read_json(path) if path.exists() else {}).get("agreement")
     text = "The labels of `single_text` are a classifier's guesses."
-    if "accuracy" not in about:
+    if not found:
         return text + " Its accuracy is not on record."
     return (
-        f"{text} On reviews held out from its training it was right in {100 * about['accuracy']:.1f} % "
-        f"(always saying the most frequent class: {100 * about['majority']:.1f} %); on other text nobody measured it."
+        f"{text} On {found['n_test']:,} reviews held out from its training it was right in {100 * found['accuracy']:.1f} % "
+        f"(always saying the most frequent class: {100 * found['majority']:.1f} %); on other text nobody measured it."
     )
 
 

@@ -45,7 +45,9 @@ class Source:
     @property
     def short(self) -> str:
         """The name without its folder, as manifests and messages about records have it."""
-        return self.name if self.reader == "hub" else Path(self.name).name
+        if self.reader == "hub":
+            return HUB + "/".join(self.name.removeprefix(HUB).split("/")[-2:])
+        return Path(self.name).name
 
     @property
     def unit(self) -> str:
@@ -60,10 +62,10 @@ class Source:
     def identity(self) -> dict[str, Any]:
         """Name without folder, size in bytes and SHA-256: what a manifest cites."""
         if self.reader == "hub":
-            return {"name": HUB + "/".join(self.name.removeprefix(HUB).split("/")[-2:])}
+            return {"name": self.short}
         path = Path(self.name)
         try:
-            return {"name": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path)}
+            return {"name": self.short, "bytes": path.stat().st_size, "sha256": hash_file(path)}
         except OSError as error:
             raise _unreadable(self.name, error) from error
 

@@ -245,9 +245,9 @@ def label_apply(
 
     Example: ppt corpora label apply runs/corpora --labeller runs/labeller
     """
-    from corpora.build import apply_labeller
     from corpora.build_settings import LabelSettings
     from corpora.common.settings import make_settings
+    from corpora.make_corpora import apply_labeller
 
     values: dict[str, Any] = {"keep": keep, "balance": balance, "workers": workers}
     if labeller_words is not None:

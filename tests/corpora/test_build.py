@@ -7,12 +7,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from corpora.build import apply_labeller, build
+from corpora.build import build
 from corpora.build_settings import BuildSettings, LabelSettings
 from corpora.common.errors import UserError
 from corpora.common.files import read_json, write_json
 from corpora.formats import FORMATS
 from corpora.label_training import train
+from corpora.make_corpora import apply_labeller
 from corpora.store import SentenceStore
 from corpora.tokenizer import Tokenizer
 
@@ -24,7 +25,7 @@ def test_a_build_holds_store_tokenizer_labeller_and_every_format(
 ) -> None:
     out = build(settings_of("build"))
     names = {path.name for path in out.iterdir()}
-    assert names == {"manifest.json", "store", "tokenizer", "labeller", *FORMATS}
+    assert names == {"README.md", "manifest.json", "store", "tokenizer", "labeller", *FORMATS}
     store = SentenceStore.open(out / "store")
     assert [store.text(i) for i in range(store.n_units)] == [unit for doc in pocket_docs for unit in doc]
     assert Tokenizer.load(out / "tokenizer").fingerprint == tokenizer.fingerprint
@@ -230,6 +231,8 @@ def test_labels_are_kept_by_what_was_asked_for_and_the_corpus_says_so(
     apply_labeller(out, str(tokens), LabelSettings(keep=0.5))
     about = read_json(out / "single_text" / "manifest.json")
     assert about["thresholds"] is None and about["keep"] == 0.5
+    bare = build(settings_of("bare", **settings, keep=0.5, keep_text=False))  # token ids are enough
+    assert read_json(bare / "single_text" / "manifest.json")["examples"] == about["examples"]
     other = read_json(tokens / "manifest.json")
     other["tokenizer"]["fingerprint"] = "f" * 64
     write_json(tokens / "manifest.json", other)
