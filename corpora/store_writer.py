@@ -17,7 +17,7 @@ import zstandard
 from corpora.tokenizer import Tokenizer
 
 TEXT_BLOCK = 32_768  # characters after which a text block is closed
-TEXT_LEVEL = 3  # zstd's default: near its best ratio on text at hundreds of MB/s
+TEXT_LEVEL = 1  # of zstd: 0.428 of the text in three quarters of the time of level 3, which gives 0.412
 
 # Each starts at 0, and joining parts shifts it by where the part before ended.
 OFFSETS = ("unit_offsets.bin", "doc_offsets.bin", "text_offsets.bin", "text_units.bin")

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 SPACE = "▁"  # sentencepiece's mark of a word's beginning
-KEPT_WORDS = 400_000  # words remembered; then the memory starts anew (about 60 MB)
-KEPT_CHARS = 16_000_000  # the same for scripts without spaces, whose words are clauses
+KEPT_WORDS = 500_000  # words remembered; then the memory starts anew (about 25 MB)
+KEPT_IDS = 16_000_000  # their ids: scripts without spaces have few words and long ones
 
 
 def splits_at_spaces(pieces: Sequence[str], encode: Callable[[list[str]], list[list[int]]]) -> bool:
@@ -45,8 +46,9 @@ class WordEncoder:
         self._forget()
 
     def _forget(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._chars = 0
+        import pyarrow as pa
+
+        self._words: Any = pa.array([], pa.large_string())  # [W]
         self._starts = np.zeros(1, np.int64)  # [W + 1] where each word's ids start
         self._ids = np.zeros(0, np.int32)  # of all words, end to end
 
@@ -64,7 +66,7 @@ class WordEncoder:
 
         split = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
         coded = split.values.dictionary_encode()
-        rows = self._rows(coded.dictionary.to_pylist())
+        rows = self._rows(coded.dictionary)
         # First per distinct word, then per word: the table of distinct words is small and stays in the cache.
         first_of = self._starts[rows].astype(np.int32)  # 32 bits, as this is a matter of memory traffic
         lengths_of = (self._starts[rows + 1] - self._starts[rows]).astype(np.int32)
@@ -77,19 +79,21 @@ class WordEncoder:
         starts = np.concatenate([np.zeros(1, np.int64), ends])[np.asarray(split.offsets)]
         return np.take(self._ids, places), starts
 
-    def _rows(self, words: list[str]) -> NDArray[np.int64]:
-        """Rows of the table of words, those of new words after they were encoded."""
-        if len(self._numbers) > KEPT_WORDS or self._chars > KEPT_CHARS:
+    def _rows(self, words: Any) -> NDArray[np.int64]:
+        """Rows of distinct words in the table, those of new words after they were encoded."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if len(self._words) > KEPT_WORDS or len(self._ids) > KEPT_IDS:
             self._forget()
-        known = self._numbers
-        rows = np.fromiter(map(known.get, words, itertools.repeat(-1)), np.int64, len(words))
+        found = pc.index_in(words, value_set=self._words)
+        rows = np.array(found.fill_null(-1), np.int64)
         places = np.flatnonzero(rows < 0)
         if len(places):
-            new = [words[place] for place in places.tolist()]
-            lists = self._encode(new)
-            rows[places] = np.arange(len(known), len(known) + len(new))
-            known.update(zip(new, range(len(known), len(known) + len(new)), strict=True))
-            self._chars += sum(map(len, new))
+            new = words.take(pa.array(places))
+            lists = self._encode(new.to_pylist())
+            rows[places] = np.arange(len(self._words), len(self._words) + len(new))
+            self._words = pa.concat_arrays([self._words, new])
             lengths = np.fromiter(map(len, lists), np.int64, len(lists))
             flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(lengths.sum()))
             self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(lengths)])
