@@ -36,6 +36,7 @@ from corpora.sources import HUB, Source, find_sources
 from corpora.store import SentenceStore
 from corpora.tokenizer import Tokenizer
 
+WORKERS_IMPORT = ("corpora.part_maker", "corpora.draws", "pyarrow.compute", "sentencepiece")
 # Settings that change no byte of a build, and those that stand in its manifest by content.
 NO_IDENTITY = (
     *("workers", "strict", "engine", "shard", "out"),
@@ -55,20 +56,12 @@ def build(settings: BuildSettings) -> Path:
         MachineError: the disk is full, a place cannot be written, a worker died.
     """
     sources = find_sources(settings.text)
-    tokenizer = Tokenizer.load(settings.tokenizer)
-    labeller = load_labeller(settings.labeller, settings.labeller_words) if settings.labeller else None
-    if labeller is not None:
-        keep_rule(labeller, settings.keep, settings.thresholds)  # refused now rather than after the pass
-        check_tokenizer(labeller, tokenizer.name, tokenizer.fingerprint)
-    formats = _formats(settings, labeller)
-    if labeller is not None and labeller.reads == "text" and not settings.keep_text:
-        raise UserError(
-            "keep_text: false leaves the labeller nothing to read; keep the text, or train one with --tokenizer"
-        )
-    cleaner = make_cleaner(settings)
     out = Path(settings.out)
-    with _pool(settings) as pool:
-        fields = _identity(settings, sources, tokenizer, labeller, formats, cleaner)
+    with _pool(settings) as pool:  # its workers start while this process loads what it needs
+        tokenizer = Tokenizer.load(settings.tokenizer)
+        labeller = _labeller(settings, tokenizer)
+        formats = _formats(settings, labeller)
+        fields = _identity(settings, sources, tokenizer, labeller, formats, make_cleaner(settings))
         check_same(out, fields)
         with machine_errors(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -96,13 +89,27 @@ def build(settings: BuildSettings) -> Path:
             return _finish(out, labeller, settings, fields, pool)
 
 
+def _labeller(settings: BuildSettings, tokenizer: Tokenizer) -> Labeller | None:
+    """Load the labeller and refuse now, rather than after the pass, what it cannot do."""
+    if settings.labeller is None:
+        return None
+    labeller = load_labeller(settings.labeller, settings.labeller_words)
+    keep_rule(labeller, settings.keep, settings.thresholds)
+    check_tokenizer(labeller, tokenizer.name, tokenizer.fingerprint)
+    if labeller.reads == "text" and not settings.keep_text:
+        raise UserError(
+            "keep_text: false leaves the labeller nothing to read; keep the text, or train one with --tokenizer"
+        )
+    return labeller
+
+
 def _pool(settings: BuildSettings) -> contextlib.AbstractContextManager[Pool]:
     """Who does the work."""
     if settings.engine == "ray":
         from corpora.common.ray_pool import ray_pool
 
         return ray_pool(settings.workers)
-    return worker_pool(settings.workers)
+    return worker_pool(settings.workers, WORKERS_IMPORT)
 
 
 def merge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,13 @@ from corpora.common.files import atomic_folder, write_json
 from corpora.documents import PLACES_KEPT
 from corpora.lines import Lines, Record
 from corpora.pieces import Block, Range
-from corpora.quality import CleanCounts, Cleaned, Cleaner, QualitySettings
 from corpora.segment import Language, Unit, detect_language, units
 from corpora.sources import Source, reading
 from corpora.store_writer import Units
 from corpora.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # a tenth of a worker's start, where nothing is cleaned
+    from corpora.quality import CleanCounts, Cleaned, Cleaner
 
 MAX_UNIT = 1 << 20  # characters; a longer line is no paragraph, and is dropped and counted
 LINE = "\0line "  # stands before a place that is not known yet: a line of the part
@@ -168,6 +171,8 @@ class _Documents:
             self.chinese.append(detect_language(text) == "zh")
 
     def _clean(self, cleaner: Cleaner) -> None:
+        from corpora.quality import CleanCounts
+
         self.clean = CleanCounts(cleaner)
         texts, lines = [], []
         for line, cleaned in zip(self.lines, cleaner.clean_all(self.texts), strict=True):
@@ -225,4 +230,6 @@ def _tokenizer(folder: str) -> Tokenizer:
 
 @functools.lru_cache(maxsize=1)
 def _cleaner(quality: str) -> Cleaner:
+    from corpora.quality import Cleaner, QualitySettings
+
     return Cleaner(QualitySettings.model_validate_json(quality))

@@ -13,7 +13,7 @@ Unit = Literal["paragraphs", "sentences"]
 Language = Literal["en", "zh", "auto"]
 CJK_SHARE = 0.2  # of a text's characters: above it, spaces do not separate its words
 KANA_SHARE = 0.05  # of its CJK characters: above it, the text is Japanese
-HEAD = 4096  # characters of a text that are looked at
+HEAD = 1024  # characters of a text that are looked at
 
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 _KANA = re.compile("[\u3040-\u30ff]")
@@ -21,7 +21,6 @@ _LINE_ENDS = re.compile("\r\n|[\r\n\u2028\u2029]")
 # Sentence ends that BlingFire does not know: Devanagari and its kin, Armenian, Ethiopic, Burmese, Tibetan, Khmer.
 _MORE_ENDS = "।॥։።။།༎។៕"
 _BEHIND_END = re.compile(f"(?<=[{_MORE_ENDS}])(?![{_MORE_ENDS}])")
-_HAS_END = re.compile(f"[{_MORE_ENDS}]")
 _CLOSERS = "”’」』）》〉】〕］｝"  # never open a Chinese sentence
 _GOES_ON = "，、；：,;:。！？…"  # nor do these
 
@@ -62,12 +61,18 @@ def units(text: str, unit: Unit = "paragraphs", language: Language = "auto") -> 
     if unit == "paragraphs":
         return lines
     spaced = has_spaces(text) if language == "auto" else language != "zh"
+    more_ends = not text.isascii() and any(end in text for end in _MORE_ENDS)
     found: list[str] = []
     for line in lines:
         cut = _sentences(line)
-        if _HAS_END.search(line):
+        if more_ends:
             cut = [part for sentence in cut for part in _BEHIND_END.split(sentence)]
-        found += _mend(cut, not spaced)
+        if len(cut) == 1:
+            found.append(line)
+        elif spaced and all(sentence[:1].isalnum() for sentence in cut):  # nothing to put back
+            found += [sentence.strip() for sentence in cut]
+        else:
+            found += _mend(cut, not spaced)
     return found
 
 

@@ -99,7 +99,10 @@ class Tokenizer(ABC):
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[IntArray, NDArray[np.int64]]:
         """`encode` without cutting: int32 [L] ids of N texts end to end, and int64 [N + 1], where each starts."""
-        flat, starts = self._encode(_well_formed(texts))
+        try:
+            flat, starts = self._encode(texts)
+        except (UnicodeEncodeError, TypeError):  # half of a surrogate pair, which JSON may hold, is no UTF-8
+            flat, starts = self._encode([text.encode("utf-8", "replace").decode() for text in texts])
         if self._never_text:  # special pieces of the model's own could be spelt by a text
             flat[np.isin(flat, list(self._never_text))] = self.unk_id
         return flat, starts
@@ -147,10 +150,8 @@ class Tokenizer(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary: equal for tokenizers that give equal ids."""
-        digest = hashlib.sha256()
-        for line in self._vocabulary():
-            digest.update(line.encode() + b"\n")
-        return digest.hexdigest()
+        lines = "".join(f"{line}\n" for line in self._vocabulary())
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     @abstractmethod
     def sentinel(self, index: int) -> int:
@@ -250,7 +251,9 @@ class SentencePieceTokenizer(Tokenizer):
         return index >= self._n_pieces or index in self._never_text
 
     def _encode(self, texts: Sequence[str]) -> tuple[IntArray, NDArray[np.int64]]:
-        return _joined(self._lists(list(texts))) if self._words is None else self._words.encode(texts)
+        if self._words is None:
+            return _joined(self._lists(list(texts)))
+        return self._words.encode(texts)
 
     @cached_property
     def _words(self) -> WordEncoder | None:
@@ -329,17 +332,6 @@ class HubTokenizer(Tokenizer):
     def _vocabulary(self) -> Iterable[str]:
         for index in sorted(self._names):
             yield f"{index}\t{self._names[index]}"
-
-
-def _well_formed(texts: Sequence[str]) -> Sequence[str]:
-    """Half of a surrogate pair cannot be written as UTF-8; JSON may hold one."""
-    try:
-        for text in texts:
-            if not text.isascii():
-                text.encode()
-    except UnicodeEncodeError:
-        return [text.encode("utf-8", "replace").decode() for text in texts]
-    return texts
 
 
 def _joined(lists: list[list[int]]) -> tuple[IntArray, NDArray[np.int64]]:

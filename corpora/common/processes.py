@@ -5,13 +5,14 @@ from __future__ import annotations
 import concurrent.futures as futures
 import contextlib
 import gc
+import importlib
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
@@ -92,11 +93,12 @@ def _ended(running: dict[futures.Future[T], int]) -> list[tuple[int, T]]:
 
 
 @contextlib.contextmanager
-def worker_pool(workers: int) -> Iterator[Pool]:
+def worker_pool(workers: int, modules: Sequence[str] = ()) -> Iterator[Pool]:
     """A pool of workers that end with this process, however it ends.
 
     Args:
         workers: how many; with one, this process does the work.
+        modules: what other workers import at once, while this process still prepares their work.
 
     Raises:
         MachineError: a worker was ended from outside.
@@ -105,6 +107,9 @@ def worker_pool(workers: int) -> Iterator[Pool]:
         yield Here()
     else:
         with process_pool(workers) as executor:
+            if modules:
+                for _ in range(workers):
+                    executor.submit(_import, modules)
             yield Processes(executor, workers)
 
 
@@ -135,6 +140,11 @@ def process_pool(
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _import(modules: Sequence[str]) -> None:
+    for name in modules:
+        importlib.import_module(name)
 
 
 def _unblock(executor: ProcessPoolExecutor) -> None:
