@@ -1,108 +1,327 @@
-"""`make bench-corpora`: a build of store and three formats beside raw sentencepiece encoding of the same lines.
+"""`make bench-corpora`: whole builds beside raw sentencepiece encoding and a `datasets.map` tokenisation of the same text.
 
-Text: `PPT_DATA/text/en` where the variable is set (unpacked first), else the embedded world's, and it says so. A later
-release measures more rows; this one measures paragraph units.
+Text: `PPT_DATA/text/en` where the variable is set (its encyclopedia, unpacked first), else the embedded world's, and it
+says so. Builds, each with every core and with its text kept:
+
+    paragraphs   store and the three unlabelled formats from paragraph units
+    sentences    the same from sentence units
+    labelled     all four formats, with a linear labeller that reads token ids, from paragraph units
+
+Beside them, in the same rounds: sentencepiece's own batch encoding of the paragraph lines on all cores (the better of
+threads and processes, measured from the lines in memory to the ids in memory, processes started beforehand), and
+`datasets.map` with the fast tokenizer over the same lines (the better of processes and its own threads).
+Once each: the builds from compressed files, and peak memory at one and at five times the text.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pyarrow as pa
 import sentencepiece
 
-from common_bench import finish, in_turn, ratio
+from common_bench import finish, in_turn, ratio, seconds
 from corpora.build import build
 from corpora.build_settings import BuildSettings
+from corpora.common.rng import generator
 from corpora.documents import read_documents
+from corpora.label_training import train
+from corpora.tokenizer import Tokenizer
+
+ROWS: dict[str, dict[str, Any]] = {
+    "paragraphs": {},
+    "sentences": {"unit": "sentences"},
+    "labelled": {"labeller": True},
+}
+UNLABELLED = ["sentence_pair", "multiple_choice", "unified"]
+TIMES = 5  # as much text, for the memory
 
 
-def unpacked(folder: Path, megabytes: int) -> tuple[Path, str, str]:
-    """One JSONL file of at most `megabytes` of text; the tokenizer; where the text is from."""
-    path = folder / "text.jsonl"
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=91)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--memory-of", nargs=2, help=argparse.SUPPRESS
+    )  # settings and folder of a child's build
+    given = parser.parse_args()
+    if given.memory_of:
+        build(BuildSettings.model_validate_json(given.memory_of[0]))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), given.megabytes, given.workers)
+        works: dict[str, Callable[[], object]] = {row: bench.row(row, bench.text) for row in ROWS}
+        works["sentencepiece"] = bench.sentencepiece()
+        works["datasets_map"] = bench.datasets_map()
+        found = in_turn(works, given.rounds)
+        megabytes = bench.text.stat().st_size / 1e6
+        ratios = {f"{row}/sentencepiece": ratio(found["sentencepiece"], found[row]) for row in ROWS}
+        ratios["paragraphs/datasets_map"] = ratio(found["datasets_map"], found["paragraphs"])
+        raw = {
+            "seconds": found,
+            "megabytes_a_second": {row: megabytes / statistics.median(some) for row, some in found.items()},
+            "rivals": bench.rivals,
+            "compressed_seconds": bench.compressed(),
+            "memory": bench.memory(),
+        }
+        bench.close()
+    for kind, some in raw["compressed_seconds"].items():
+        print(f"from {kind}: " + ", ".join(f"{row} {s:.2f} s" for row, s in some.items()))
+    for size, some in raw["memory"].items():
+        print(f"memory at {size}: " + ", ".join(f"{row} {mib} MiB" for row, mib in some.items()))
+    for row, rate in raw["megabytes_a_second"].items():
+        print(f"{row:<32} {rate:.1f} MB/s")
+    settings = {
+        "text": bench.origin,
+        "megabytes": megabytes,
+        "workers": given.workers,
+        "rounds": given.rounds,
+    }
+    finish("corpora", settings, ratios, raw)
+
+
+class Bench:
+    """The text, and what is measured over it.
+
+    Args:
+        folder: for everything that is made.
+        megabytes: of text, at most.
+        workers: processes or threads of each side.
+    """
+
+    def __init__(self, folder: Path, megabytes: int, workers: int) -> None:
+        self.folder, self.workers = folder, workers
+        self.text = folder / "text.jsonl"
+        sources, self.tokenizer, reviews, self.origin = _data(folder)
+        size = 0
+        with self.text.open("w", encoding="utf-8") as file:
+            for document in read_documents(sources):
+                line = json.dumps({"text": document.text}, ensure_ascii=False) + "\n"
+                size += len(line.encode())
+                if size > megabytes * 1_000_000:
+                    break
+                file.write(line)
+        train(reviews, folder / "labeller", tokenizer=self.tokenizer)
+        self.rivals: dict[str, float] = {}
+        self._encoders: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+
+    def settings(self, row: str, text: Path) -> BuildSettings:
+        """A build of a row."""
+        more = dict(ROWS[row])
+        labelled = more.pop("labeller", False)
+        return BuildSettings(
+            text=[str(text)],
+            tokenizer=self.tokenizer,
+            out=str(self.folder / "build"),
+            formats=None if labelled else UNLABELLED,
+            labeller=str(self.folder / "labeller") if labelled else None,
+            workers=self.workers,
+            **more,
+        )
+
+    def row(self, row: str, text: Path) -> Callable[[], object]:
+        """Builds a row from nothing."""
+
+        def run() -> None:
+            shutil.rmtree(self.folder / "build", ignore_errors=True)
+            build(self.settings(row, text))
+
+        return run
+
+    def lines(self) -> list[str]:
+        """The paragraph lines of the text."""
+        return list(_lines(self.text))
+
+    def sentencepiece(self) -> Callable[[], object]:
+        """The better way of encoding all lines with sentencepiece alone."""
+        model = _model(self.tokenizer)
+        lines = self.lines()
+        context = multiprocessing.get_context("spawn")
+        for index in range(self.workers):
+            here, there = context.Pipe()
+            arguments = (self.tokenizer, self.text, index, self.workers, there)
+            process = context.Process(target=_encoder, args=arguments, daemon=True)
+            process.start()
+            self._encoders.append((process, here))
+        for _, here in self._encoders:
+            here.recv()
+
+        def processes() -> None:
+            for _, here in self._encoders:
+                here.send("encode")
+            for _, here in self._encoders:
+                here.recv()
+
+        ways: dict[str, Callable[[], object]] = {
+            "sentencepiece, threads": lambda: model.encode(lines, num_threads=self.workers),
+            "sentencepiece, processes": processes,
+        }
+        return self._better(ways)
+
+    def datasets_map(self) -> Callable[[], object]:
+        """The better way of tokenising all lines with `datasets.map` and the fast tokenizer."""
+        import datasets
+        from transformers import AutoTokenizer
+
+        Tokenizer.load(self.tokenizer).save(self.folder)
+        fast = AutoTokenizer.from_pretrained(self.folder)
+        table = datasets.Dataset.from_dict({"text": self.lines()})
+        datasets.disable_progress_bars()
+        datasets.disable_caching()
+
+        def mapped(processes: int | None) -> Callable[[], object]:
+            def run() -> None:
+                os.environ["TOKENIZERS_PARALLELISM"] = "false" if processes else "true"
+                table.map(
+                    lambda batch: {"ids": fast(batch["text"], add_special_tokens=False)["input_ids"]},
+                    batched=True,
+                    num_proc=processes,
+                    remove_columns=["text"],
+                )
+
+            return run
+
+        # The run with processes comes first: threads, once used, forbid to fork.
+        ways = {"datasets.map, processes": mapped(self.workers), "datasets.map, threads": mapped(None)}
+        return self._better(ways)
+
+    def _better(self, ways: dict[str, Callable[[], object]]) -> Callable[[], object]:
+        for name, way in ways.items():
+            self.rivals[name] = min(seconds(way) for _ in range(2))
+            print(f"{name}: {self.rivals[name]:.2f} s", flush=True)
+        return ways[min(ways, key=self.rivals.__getitem__)]
+
+    def compressed(self) -> dict[str, dict[str, float]]:
+        """Seconds of each row from a compressed file."""
+        import gzip
+        import lzma
+
+        data = self.text.read_bytes()
+        packed = {
+            "gz": gzip.compress(data, 6),
+            "xz": lzma.compress(data, preset=3),
+            "zst": pa.compress(data, "zstd", asbytes=True),
+        }
+        found: dict[str, dict[str, float]] = {}
+        for kind, content in packed.items():
+            path = self.folder / f"text.jsonl.{kind}"
+            path.write_bytes(content)
+            found[kind] = {row: seconds(self.row(row, path)) for row in ROWS}
+        return found
+
+    def memory(self) -> dict[str, dict[str, int]]:
+        """Peak private memory of a build's processes together, in MiB, at the text and at several times as much."""
+        large = self.folder / "large.jsonl"
+        with large.open("w", encoding="utf-8") as file:
+            for copy in range(TIMES):
+                rng = generator(copy, "bench corpora")
+                for document in read_documents([self.text]):
+                    # Other words in other places: no paragraph stands there twice.
+                    lines = [" ".join(rng.permutation(line.split(" "))) for line in document.text.split("\n")]
+                    file.write(json.dumps({"text": "\n".join(lines)}, ensure_ascii=False) + "\n")
+        found: dict[str, dict[str, int]] = {}
+        for name, text in (("1 x", self.text), (f"{TIMES} x", large)):
+            found[name] = {row: self._peak(row, text) for row in ROWS}
+        return found
+
+    def _peak(self, row: str, text: Path) -> int:
+        shutil.rmtree(self.folder / "build", ignore_errors=True)
+        settings = self.settings(row, text).model_dump_json()
+        command = [sys.executable, __file__, "--memory-of", settings, ""]
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        peak = 0
+        while child.poll() is None:
+            peak = max(peak, _private(child.pid))
+            time.sleep(0.05)
+        assert child.returncode == 0, f"the build of {row} ended with {child.returncode}"
+        return peak >> 20
+
+    def close(self) -> None:
+        """End the processes of the rival."""
+        for process, here in self._encoders:
+            here.close()
+            process.terminate()
+
+
+def _private(pid: int) -> int:
+    """Anonymous bytes of a process and its children; what is mapped from files the system can take back."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                continue
+            total += sum(
+                int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon")
+            )
+    except psutil.Error:
+        pass
+    return total
+
+
+def _data(folder: Path) -> tuple[list[str], str, str, str]:
+    """Sources, tokenizer, reviews, and where they are from."""
     data = os.environ.get("PPT_DATA")
     if data:
-        sources, tokenizer, origin = (
-            [f"{data}/text/en"],
+        return (
+            [f"{data}/text/en/enwiki_2015.jsonl.xz"],
             f"{data}/tokenizers/t5_spiece.model",
+            f"{data}/en/stars5/combined_train.jsonl.gz",
             "PPT_DATA/text/en",
         )
-    else:
-        from launch.pocket.world import write_documents
+    from launch.pocket.tasks import write_reviews
+    from launch.pocket.world import write_documents
 
-        print("PPT_DATA is unset: generated text of the embedded world")
-        write_documents(folder / "world.jsonl", 60_000, seed=5)
-        pocket = Path(__file__).parents[1] / "launch" / "pocket" / "backbone"
-        sources, tokenizer, origin = [str(folder / "world.jsonl")], str(pocket), "generated"
-    size = 0
-    with path.open("w", encoding="utf-8") as file:
-        for document in read_documents(sources):
-            line = json.dumps({"text": document.text}, ensure_ascii=False) + "\n"
-            size += len(line.encode())
-            if size > megabytes * 1_000_000:
-                break
-            file.write(line)
-    return path, tokenizer, origin
+    print("PPT_DATA is unset: generated text of the embedded world")
+    write_documents(folder / "world.jsonl", 60_000, seed=5)
+    write_reviews(folder / "reviews.jsonl", 3_000, seed=5)
+    pocket = Path(__file__).parents[1] / "launch" / "pocket" / "backbone"
+    return [str(folder / "world.jsonl")], str(pocket), str(folder / "reviews.jsonl"), "generated"
 
 
-def sentencepiece_model(tokenizer: str) -> sentencepiece.SentencePieceProcessor:
-    """The rival: sentencepiece alone, its own batch encoding on all threads."""
+def _model(tokenizer: str) -> sentencepiece.SentencePieceProcessor:
     path = Path(tokenizer)
     return sentencepiece.SentencePieceProcessor(
         model_file=str(path / "spiece.model" if path.is_dir() else path)
     )
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=90)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path, tokenizer_name, origin = unpacked(folder, arguments.megabytes)
-        model = sentencepiece_model(tokenizer_name)
-        lines = [
-            line
-            for record in path.read_text(encoding="utf-8").splitlines()
-            for line in json.loads(record)["text"].split("\n")
-            if line
-        ]
+def _lines(text: Path) -> Iterator[str]:
+    with text.open(encoding="utf-8") as file:
+        for record in file:
+            yield from (line for line in json.loads(record)["text"].split("\n") if line.strip())
 
-        def ours() -> None:
-            shutil.rmtree(folder / "build", ignore_errors=True)
-            build(
-                BuildSettings(
-                    text=[str(path)],
-                    tokenizer=tokenizer_name,
-                    out=str(folder / "build"),
-                    formats=["sentence_pair", "multiple_choice", "unified"],
-                    language="en",
-                    workers=arguments.workers,
-                )
-            )
 
-        def raw() -> None:
-            model.encode(lines, num_threads=arguments.workers)
-
-        found = in_turn({"build": ours, "sentencepiece": raw}, arguments.rounds)
-        megabytes = path.stat().st_size / 1e6
-    finish(
-        "corpora",
-        {"text": origin, "megabytes": megabytes, "workers": arguments.workers, "rounds": arguments.rounds},
-        {"paragraphs/sentencepiece": ratio(found["sentencepiece"], found["build"])},
-        {
-            "seconds": found,
-            "megabytes_a_second": {key: megabytes / statistics.median(value) for key, value in found.items()},
-        },
-    )
+def _encoder(tokenizer: str, text: Path, index: int, count: int, pipe: Connection) -> None:
+    """A process that encodes its share of the lines whenever it is told to."""
+    model = _model(tokenizer)
+    lines = list(_lines(text))[index::count]
+    pipe.send("ready")
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        model.encode(lines)
+        pipe.send("done")
 
 
 if __name__ == "__main__":

@@ -26,12 +26,14 @@ import numpy as np
 import torch
 
 from common_bench import finish, in_turn, ratio, seconds
-from corpora.build import BuildSettings, build
+from corpora.build import build
+from corpora.build_settings import BuildSettings
 from corpora.common.files import atomic_folder, manifest_hash, write_manifest
 from corpora.common.rng import generator
 from corpora.example_index import ExampleIndexWriter
 from corpora.formats import FORMATS, label_words
-from corpora.store import SentenceStore, store_manifest
+from corpora.store import SentenceStore
+from corpora.store_writer import store_manifest
 from corpora.task_corpus import TaskCorpus
 from corpora.tokenizer import Tokenizer
 from pretrain.batching import Batch, collate

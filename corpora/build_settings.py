@@ -56,7 +56,7 @@ class BuildSettings(LabelSettings, QualitySettings):
     @classmethod
     def _inside(cls, shard: Any) -> Any:
         """Read `i/n`."""
-        if shard is None or isinstance(shard, tuple):
+        if shard is None or isinstance(shard, (tuple, list)):
             return shard
         index, slash, count = str(shard).partition("/")
         if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):

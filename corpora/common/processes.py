@@ -5,8 +5,8 @@ from __future__ import annotations
 import concurrent.futures as futures
 import contextlib
 import gc
-import importlib
 import multiprocessing
+import multiprocessing.context
 import multiprocessing.util
 import os
 import signal
@@ -98,7 +98,8 @@ def worker_pool(workers: int, modules: Sequence[str] = ()) -> Iterator[Pool]:
 
     Args:
         workers: how many; with one, this process does the work.
-        modules: what other workers import at once, while this process still prepares their work.
+        modules: what workers need: imported once, by the process that they are forked from, while this process
+            still prepares their work.
 
     Raises:
         MachineError: a worker was ended from outside.
@@ -106,16 +107,20 @@ def worker_pool(workers: int, modules: Sequence[str] = ()) -> Iterator[Pool]:
     if workers == 1:
         yield Here()
     else:
-        with process_pool(workers) as executor:
-            if modules:
-                for _ in range(workers):
-                    executor.submit(_import, modules)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", *modules])
+        with process_pool(workers, context=context) as executor:
+            for _ in range(workers):
+                executor.submit(os.getpid)  # starts one
             yield Processes(executor, workers)
 
 
 @contextlib.contextmanager
 def process_pool(
-    workers: int, start: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+    workers: int,
+    start: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+    context: multiprocessing.context.BaseContext | None = None,
 ) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one, however it ends.
 
@@ -123,11 +128,12 @@ def process_pool(
         workers: how many.
         start: called once in each, with `arguments`.
         arguments: for `start`.
+        context: how they are started; a new interpreter each where not given.
 
     Raises:
         MachineError: a worker was ended from outside.
     """
-    context = multiprocessing.get_context("spawn")
+    context = context or multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _start_worker, (start, arguments))
     try:
         yield executor
@@ -140,11 +146,6 @@ def process_pool(
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _import(modules: Sequence[str]) -> None:
-    for name in modules:
-        importlib.import_module(name)
 
 
 def _unblock(executor: ProcessPoolExecutor) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora import segment
-from corpora.segment import detect_language, has_spaces, units
+from corpora.documents import read_documents
+from corpora.segment import detect_language, has_spaces, paragraphs, units
 
 
 def test_paragraphs_are_the_lines_that_hold_text() -> None:
@@ -93,3 +94,38 @@ def test_the_fast_call_cuts_as_the_library_does(text_file: Path) -> None:
 
 def test_unicode_line_and_paragraph_separators_end_lines() -> None:
     assert units("one\u2028two\u2029three\rfour") == ["one", "two", "three", "four"]
+
+
+WORDS = [
+    "the boat",
+    "Anna",
+    "sold 3.5 tons",
+    "in 1909",
+    "Dr",
+    "approx",
+    "a sect",
+    "etc",
+    "e.g",
+    "U.S",
+    "café",
+    "no way",
+]
+ENDS = [". ", "! ", "? ", ", ", "." + " " * 2, ".", '." ', "... ", " ", ".) "]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(ENDS)), min_size=1, max_size=8))
+def test_easy_lines_are_cut_as_the_library_cuts_them(parts: list[tuple[str, str]]) -> None:
+    line = "".join(word + end for word, end in parts).strip()
+    library = [part.strip() for part in blingfire.text_to_sentences(line).split("\n")]
+    assert units(line, "sentences") == segment._mend(library, False)
+
+
+def test_easy_lines_of_real_news_are_cut_as_the_library_cuts_them(real_data: Path) -> None:
+    easy = 0
+    for document in read_documents([real_data / "text" / "en" / "bbc_news.jsonl.gz"]):
+        for line in paragraphs(document.text):
+            if segment.is_easy(line):
+                easy += 1
+                assert units(line, "sentences") == blingfire.text_to_sentences(line).split("\n")
+    assert easy > 5_000
