@@ -45,6 +45,7 @@ def in_turn(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, li
     found: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):
         for name, work in works.items():
+            os.sync()  # what one work left to be written should not slow the next
             found[name].append(seconds(work))
             print(f"round {number + 1}/{rounds}  {name}: {found[name][-1]:.2f} s", flush=True)
     return found

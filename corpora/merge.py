@@ -18,7 +18,6 @@ from corpora.common.files import (
     atomic_folder,
     library_versions,
     machine_errors,
-    read_json,
     read_manifest,
     write_manifest,
 )
@@ -26,11 +25,11 @@ from corpora.common.processes import Pool
 from corpora.common.progress import say
 from corpora.documents import Counts
 from corpora.duplicates import SIGNATURE, find_duplicates
-from corpora.part_maker import LINE, Marks, write_part
+from corpora.part_maker import LINE, Marks, part_arrays, part_fields, write_part
 from corpora.parts import part_path
 from corpora.quality import CleanCounts
 from corpora.sources import record_unit
-from corpora.store_writer import Units, join_parts, store_manifest
+from corpora.store_writer import Units, join_arrays, store_manifest
 from corpora.tokenizer import Tokenizer
 
 LIBRARIES = ("blingfire", "numpy", "orjson", "pyarrow", "sentencepiece", "zstandard")
@@ -126,11 +125,11 @@ def add_up(parts: Sequence[Sequence[Path]], sources: Sequence[dict[str, Any]]) -
         place = f"{source['name']} {record_unit(source['name'])}"
         lines = 0
         for path in paths:
-            part = read_json(path / "part.json")
+            part = part_fields(path)
             before = lines if part["first"] is None else part["first"] - 1
             totals.lines_before.append(before)
             lines += part["lines"]
-            totals.documents += read_json(path / "counts.json")["documents"]
+            totals.documents += part["counts"]["documents"]
             for reason, count in part["dropped"].items():
                 places = part["places"].get(reason)
                 if places is None:
@@ -182,12 +181,10 @@ def make_store(
     found: dict[str, Any] = {}
     if how["duplicates"] != "keep":
         places = [source["name"] for source in fields["text"]]
-        paths, found = without_duplicates(
-            out, paths, totals, places, how, tokenizer, fields["keep_text"], pool
-        )
+        paths, found = without_duplicates(out, paths, totals, places, how, pool)
     counts: Counter[str] = Counter()
     for path in paths:
-        counts.update(read_json(path / "counts.json"))
+        counts.update(part_fields(path)["counts"])
     quality: dict[str, int] = {}
     if totals.clean is not None:
         quality |= {"documents with a broken encoding mended": totals.clean.repaired} if how["repair"] else {}
@@ -213,7 +210,7 @@ def make_store(
         "name"
     ]  # of where it came from, not of the build's copy
     with atomic_folder(out / "store") as partial:
-        join_parts(paths, partial, fields["keep_text"], totals.lines_before)
+        join_arrays(map(part_arrays, paths), partial, totals.lines_before)
         write_manifest(partial, "store", manifest)
 
 
@@ -233,8 +230,6 @@ def without_duplicates(
     totals: Totals,
     sources: list[str],
     how: dict[str, Any],
-    tokenizer: Tokenizer,
-    keep_text: bool,
     pool: Pool,
 ) -> tuple[list[Path], dict[str, Any]]:
     """Find duplicate documents and make the parts that hold them anew without them.
@@ -244,21 +239,20 @@ def without_duplicates(
     """
     work = out / "shards" / f"kept{PARTIAL}"
     shutil.rmtree(work, ignore_errors=True)
+    near = how["duplicates"] == "near"
     with machine_errors(work):
         work.mkdir()
-        for name in ("hashes.bin", "signatures.bin") if how["duplicates"] == "near" else ("hashes.bin",):
-            with open(work / name, "wb") as file:
+        for name in ("hashes", "signatures") if near else ("hashes",):
+            with open(work / f"{name}.bin", "wb") as file:
                 for path in paths:
-                    if (path / name).exists():  # a part may hold no document
-                        file.write((path / name).read_bytes())
+                    for values in part_arrays(path, name).values():  # none, where the part holds no document
+                        file.write(values.data)
     hashes = np.fromfile(work / "hashes.bin", np.uint64).reshape(-1, 2)
-    signatures = None
-    if how["duplicates"] == "near":
-        signatures = np.memmap(work / "signatures.bin", np.uint32, "r").reshape(-1, SIGNATURE)
+    signatures = np.memmap(work / "signatures.bin", np.uint32, "r").reshape(-1, SIGNATURE) if near else None
     found = find_duplicates(hashes, signatures, how["similarity"])
     for line in found.lines():
         say(line)
-    sizes = [read_json(path / "counts.json")["documents"] for path in paths]
+    sizes = [part_fields(path)["counts"]["documents"] for path in paths]
     bounds = np.cumsum([0, *sizes])
     kept = list(paths)
     todo = []
@@ -272,7 +266,6 @@ def without_duplicates(
                     kept[number].absolute(),
                     keep,
                     str((out / "tokenizer").absolute()),
-                    keep_text,
                 )
             )
     for _ in pool.each(keep_documents, todo):
@@ -281,10 +274,9 @@ def without_duplicates(
     def place(document: int) -> str:
         number = int(np.searchsorted(bounds, document, side="right")) - 1
         inside = document - int(bounds[number])
-        name = sources[int(np.fromfile(paths[number] / "doc_source.bin", np.int32)[inside])]
-        line = totals.lines_before[number] + int(
-            np.fromfile(paths[number] / "doc_line.bin", np.int64)[inside]
-        )
+        stands = part_arrays(paths[number], "doc_source", "doc_line")
+        name = sources[int(stands["doc_source"][inside])]
+        line = totals.lines_before[number] + int(stands["doc_line"][inside])
         return f"{name} {record_unit(name)} {line}"
 
     examples = {
@@ -297,12 +289,9 @@ def without_duplicates(
     return kept, {"counts": found.counts, "examples": examples}
 
 
-def keep_documents(
-    part: Path, to: Path, keep: npt.NDArray[np.bool_], tokenizer: str, keep_text: bool
-) -> None:
+def keep_documents(part: Path, to: Path, keep: npt.NDArray[np.bool_], tokenizer: str) -> None:
     """Write a part again with those of its documents that are marked."""
     loaded = Tokenizer.load(tokenizer)
-    table = Units.read(part, loaded.dtype, keep_text).of_documents(keep)
-    marks = Marks(np.fromfile(part / "chinese.bin", np.bool_)[keep], None, None)
-    with atomic_folder(to) as partial:
-        write_part(partial, table, marks, loaded)
+    arrays = part_arrays(part)
+    marks = Marks(arrays["chinese"][keep], None, None)
+    write_part(to, Units.from_arrays(arrays).of_documents(keep), marks, loaded, part_fields(part))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from corpora.common.files import atomic_folder, write_json
+from corpora.common.files import dump_json, write_bytes_atomic
 from corpora.documents import PLACES_KEPT
 from corpora.lines import Lines, Record
 from corpora.pieces import Block, Range
 from corpora.segment import Language, Unit, detect_language, units
 from corpora.sources import Source, reading
-from corpora.store_writer import Units
+from corpora.store_writer import Units, counts_of
 from corpora.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # a tenth of a worker's start, where nothing is cleaned
@@ -60,7 +61,7 @@ class PartMaker:
         return (number + (0 if self.by_file and not source.seekable else part)) % count == index
 
     def make(self, number: int, source: Source, piece: Range | Block, path: Path) -> Made:
-        """Clean, segment and tokenise a part into the folder `path`.
+        """Clean, segment and tokenise a part into the file `path`.
 
         Returns:
             How many documents it has; under `strict`, the first bad record instead.
@@ -83,17 +84,15 @@ class PartMaker:
             "documents without units": n_documents - len(table.line),
             f"units over {MAX_UNIT:,} characters": found.long_units,
         }
-        with atomic_folder(path) as partial:
-            write_part(partial, table if self.keep_text else table.without_text(), marks, tokenizer)
-            fields = {
-                "dropped": {reason: n for reason, n in dropped.items() if n},
-                "places": found.places,
-                "quality": found.clean.to_json() if found.clean is not None else None,
-                # A range of a file does not know how many lines stand before it: `lines` tells those behind it.
-                "first": piece.first if isinstance(piece, Block) else None,
-                "lines": lines.count,
-            }
-            write_json(partial / "part.json", fields)
+        fields = {
+            "dropped": {reason: n for reason, n in dropped.items() if n},
+            "places": found.places,
+            "quality": found.clean.to_json() if found.clean is not None else None,
+            # A range of a file does not know how many lines stand before it: `lines` tells those behind it.
+            "first": piece.first if isinstance(piece, Block) else None,
+            "lines": lines.count,
+        }
+        write_part(path, table if self.keep_text else table.without_text(), marks, tokenizer, fields)
         return Made(documents=n_documents)
 
 
@@ -117,17 +116,35 @@ class Marks:
         return Marks(self.chinese[kept], hashes, None if self.signatures is None else self.signatures[kept])
 
 
-def write_part(folder: Path, table: Units, marks: Marks, tokenizer: Tokenizer) -> None:
-    """Write a part's arrays and their counts into an existing folder."""
-    counts = table.write(folder, tokenizer.dtype)
+def write_part(path: Path, table: Units, marks: Marks, tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
+    """Write a part: one file, which is there whole or not at all."""
+    from safetensors.numpy import save
+
+    arrays = table.arrays(tokenizer.dtype)
+    counts = counts_of(arrays)
     counts["unknown_tokens"] = int((table.ids == tokenizer.unk_id).sum())
     counts["chinese_documents"] = int(marks.chinese.sum())
-    marks.chinese.tofile(folder / "chinese.bin")
-    if marks.hashes is not None:
-        marks.hashes.tofile(folder / "hashes.bin")
-    if marks.signatures is not None:
-        marks.signatures.tofile(folder / "signatures.bin")
-    write_json(folder / "counts.json", counts)
+    noted = {"chinese": marks.chinese, "hashes": marks.hashes, "signatures": marks.signatures}
+    arrays |= {name: values for name, values in noted.items() if values is not None}
+    write_bytes_atomic(path, save(arrays, {"part": dump_json({**fields, "counts": counts})}))
+
+
+def part_fields(path: Path) -> dict[str, Any]:
+    """What a part says of itself: counts, what was dropped and where, lines."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        fields: dict[str, Any] = json.loads(file.metadata()["part"])
+    return fields
+
+
+def part_arrays(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of a part, all where no names are given; those that it lacks are left out."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        there = set(file.keys())
+        return {name: file.get_tensor(name) for name in sorted(there.intersection(names) if names else there)}
 
 
 @dataclass

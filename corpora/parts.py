@@ -24,7 +24,7 @@ MANY_FILES = 4  # unseekable files a shard from which on each is read by one sha
 
 def part_path(folder: Path, source: int, part: int) -> Path:
     """Where a part lies; names sort in the order of the documents."""
-    return folder / f"{source:06d}-{part:06d}"
+    return folder / f"{source:06d}-{part:06d}.safetensors"
 
 
 def make_parts(sources: Sequence[Source], folder: Path, maker: PartMaker, pool: Pool) -> dict[int, int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,8 @@ TEXT_BLOCK = 32_768  # characters after which a text block is closed
 TEXT_LEVEL = 1  # of zstd: 0.428 of the text in three quarters of the time of level 3, which gives 0.412
 
 # Each starts at 0, and joining parts shifts it by where the part before ended.
-OFFSETS = ("unit_offsets.bin", "doc_offsets.bin", "text_offsets.bin", "text_units.bin")
-COLUMNS = ("position.bin", "n_chars.bin", "doc_source.bin")
-TEXT_FILES = ("text.bin", "text_offsets.bin", "text_units.bin")
+OFFSETS = ("unit_offsets", "doc_offsets", "text_offsets", "text_units")
+STORED = ("tokens", "position", "n_chars", "doc_source", "doc_line", "text", *OFFSETS)
 
 Int64 = npt.NDArray[np.int64]
 
@@ -112,11 +111,8 @@ class Units:
         """The same without the units' texts."""
         return dataclasses.replace(self, texts=None)
 
-    def write(self, folder: Path, dtype: npt.DTypeLike) -> dict[str, int]:
-        """Write the arrays of a store into an existing folder, without a manifest.
-
-        Returns:
-            Counts of documents, units, tokens, characters and text blocks.
+    def arrays(self, dtype: npt.DTypeLike) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of a store, by the names of its files without `.bin`.
 
         Raises:
             ValueError: an id does not fit `dtype`.
@@ -124,34 +120,41 @@ class Units:
         dtype = np.dtype(dtype)
         if len(self.ids) and int(self.ids.max()) > np.iinfo(dtype).max:
             raise ValueError(f"id {self.ids.max()} does not fit {dtype.name}")
-        self.ids.astype(dtype, copy=False).tofile(folder / "tokens.bin")
-        self.starts.tofile(folder / "unit_offsets.bin")
-        self.documents.tofile(folder / "doc_offsets.bin")
-        self.position.tofile(folder / "position.bin")
-        self.n_chars.tofile(folder / "n_chars.bin")
-        self.source.tofile(folder / "doc_source.bin")
-        self.line.tofile(folder / "doc_line.bin")
         return {
-            "documents": len(self.documents) - 1,
-            "units": len(self.starts) - 1,
-            "tokens": len(self.ids),
-            "characters": int(self.n_chars.sum(dtype=np.int64)),
-            "text_blocks": 0 if self.texts is None else _write_text(folder, self.texts, self.n_chars),
+            "tokens": self.ids.astype(dtype, copy=False),
+            "unit_offsets": self.starts,
+            "doc_offsets": self.documents,
+            "position": self.position,
+            "n_chars": self.n_chars,
+            "doc_source": self.source,
+            "doc_line": self.line,
+            **({} if self.texts is None else _packed(self.texts, self.n_chars)),
         }
 
     @staticmethod
-    def read(folder: Path, dtype: npt.DTypeLike, keep_text: bool) -> Units:
-        """Read what `write` wrote."""
+    def from_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> Units:
+        """Read what `arrays` gave."""
         return Units(
-            ids=np.fromfile(folder / "tokens.bin", dtype),
-            starts=np.fromfile(folder / "unit_offsets.bin", np.int64),
-            documents=np.fromfile(folder / "doc_offsets.bin", np.int64),
-            position=np.fromfile(folder / "position.bin", np.int32),
-            n_chars=np.fromfile(folder / "n_chars.bin", np.int32),
-            texts=_read_text(folder) if keep_text else None,
-            source=np.fromfile(folder / "doc_source.bin", np.int32),
-            line=np.fromfile(folder / "doc_line.bin", np.int64),
+            ids=arrays["tokens"],
+            starts=arrays["unit_offsets"],
+            documents=arrays["doc_offsets"],
+            position=arrays["position"],
+            n_chars=arrays["n_chars"],
+            texts=_unpacked(arrays) if "text" in arrays else None,
+            source=arrays["doc_source"],
+            line=arrays["doc_line"],
         )
+
+
+def counts_of(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
+    """What arrays of a store hold: documents, units, tokens, characters and, with text, text blocks."""
+    return {
+        "documents": len(arrays["doc_offsets"]) - 1,
+        "units": len(arrays["unit_offsets"]) - 1,
+        "tokens": len(arrays["tokens"]),
+        "characters": int(arrays["n_chars"].sum(dtype=np.int64)),
+        "text_blocks": len(arrays["text_offsets"]) - 1 if "text" in arrays else 0,
+    }
 
 
 def offsets(lengths: npt.ArrayLike) -> Int64:
@@ -159,66 +162,64 @@ def offsets(lengths: npt.ArrayLike) -> Int64:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _write_text(folder: Path, texts: list[str], n_chars: npt.NDArray[np.int32]) -> int:
-    """Write texts in compressed blocks; gives their number."""
+def _packed(texts: list[str], n_chars: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+    """Texts in compressed blocks."""
     compressor = zstandard.ZstdCompressor(level=TEXT_LEVEL)
     ends = np.cumsum(n_chars, dtype=np.int64)
-    units, sizes = [0], []
-    with open(folder / "text.bin", "wb") as file:
-        while (first := units[-1]) < len(texts):
-            before = int(ends[first - 1]) if first else 0
-            last = min(int(np.searchsorted(ends, before + TEXT_BLOCK)) + 1, len(texts))
-            packed = compressor.compress("".join(texts[first:last]).encode("utf-8"))
-            file.write(packed)
-            units.append(last)
-            sizes.append(len(packed))
-    offsets(sizes).tofile(folder / "text_offsets.bin")
-    np.asarray(units, np.int64).tofile(folder / "text_units.bin")
-    return len(sizes)
+    units, blocks = [0], list[bytes]()
+    while (first := units[-1]) < len(texts):
+        before = int(ends[first - 1]) if first else 0
+        last = min(int(np.searchsorted(ends, before + TEXT_BLOCK)) + 1, len(texts))
+        blocks.append(compressor.compress("".join(texts[first:last]).encode("utf-8")))
+        units.append(last)
+    return {
+        "text": np.frombuffer(b"".join(blocks), np.uint8),
+        "text_offsets": offsets([len(block) for block in blocks]),
+        "text_units": np.asarray(units, np.int64),
+    }
 
 
-def _read_text(folder: Path) -> list[str]:
-    places = np.fromfile(folder / "text_offsets.bin", np.int64)
-    units = np.fromfile(folder / "text_units.bin", np.int64)
-    n_chars = np.fromfile(folder / "n_chars.bin", np.int32)
-    data = np.fromfile(folder / "text.bin", np.uint8)
+def _unpacked(arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
+    places, units = arrays["text_offsets"], arrays["text_units"]
     unpack = zstandard.ZstdDecompressor()
     texts: list[str] = []
     for block in range(len(units) - 1):
-        text = unpack.decompress(data[places[block] : places[block + 1]].tobytes()).decode("utf-8")
-        starts = offsets(n_chars[units[block] : units[block + 1]])
+        data = arrays["text"][places[block] : places[block + 1]].tobytes()
+        text = unpack.decompress(data).decode("utf-8")
+        starts = offsets(arrays["n_chars"][units[block] : units[block + 1]])
         texts += [text[start:end] for start, end in itertools.pairwise(starts.tolist())]
     return texts
 
 
-def join_parts(parts: Sequence[Path], folder: Path, keep_text: bool, lines_before: Sequence[int]) -> None:
-    """Put the arrays of several parts end to end, in order, without reading a part twice.
+def join_arrays(
+    parts: Iterable[Mapping[str, npt.NDArray[Any]]], folder: Path, lines_before: Sequence[int]
+) -> None:
+    """Write the arrays of several parts end to end as the files of a store.
 
     Args:
-        parts: folders written by `Units.write`.
-        folder: existing folder that receives the joined arrays.
-        keep_text: whether the parts hold text.
+        parts: as `Units.arrays` gives them; each is looked at once, in order.
+        folder: existing folder that receives the files.
         lines_before: lines of a part's source that stand before it.
     """
-    plain = ["tokens.bin", *COLUMNS, *(["text.bin"] if keep_text else [])]
-    for name in plain:
-        with open(folder / name, "wb") as out:
-            for part in parts:
-                with open(part / name, "rb") as file:
-                    shutil.copyfileobj(file, out, 1 << 20)
-    for name in OFFSETS:
-        if name in TEXT_FILES and not keep_text:
-            continue
-        base = 0
-        with open(folder / name, "wb") as out:
-            np.zeros(1, np.int64).tofile(out)
-            for part in parts:
-                places = np.fromfile(part / name, np.int64)
-                (places[1:] + base).tofile(out)
-                base += int(places[-1])
-    with open(folder / "doc_line.bin", "wb") as out:
+    with contextlib.ExitStack() as files:
+        opened: dict[str, BinaryIO] = {}
+        bases: dict[str, int] = {}
         for part, before in zip(parts, lines_before, strict=True):
-            (np.fromfile(part / "doc_line.bin", np.int64) + before).tofile(out)
+            for name in STORED:
+                if name not in part:
+                    continue
+                values = part[name]
+                if name not in opened:
+                    opened[name] = files.enter_context(open(folder / f"{name}.bin", "wb"))
+                    if name in OFFSETS:
+                        bases[name] = 0
+                        opened[name].write(np.zeros(1, np.int64).data)
+                if name in OFFSETS:
+                    base, bases[name] = bases[name], bases[name] + int(values[-1])
+                    values = values[1:] + base
+                elif name == "doc_line":
+                    values = values + before
+                opened[name].write(np.ascontiguousarray(values).data)
 
 
 def store_manifest(
@@ -228,7 +229,7 @@ def store_manifest(
 
     Args:
         tokenizer: whose ids it holds.
-        counts: as `Units.write` gives them.
+        counts: as `counts_of` gives them.
         keep_text: whether the text is kept.
         origin: unit, language, sources, dropped records, versions.
     """

@@ -19,7 +19,7 @@ from corpora.common.files import hash_file, write_manifest
 from corpora.common.rng import generator
 from corpora.label_training import train
 from corpora.store import SentenceStore
-from corpora.store_writer import Units, store_manifest
+from corpora.store_writer import Units, counts_of, join_arrays, store_manifest
 from corpora.tokenizer import Tokenizer
 
 NOBODY = 65534
@@ -111,8 +111,9 @@ def write_store(tokenizer: Tokenizer) -> Callable[..., SentenceStore]:
     def write(folder: Path, documents: Sequence[Sequence[str]], keep_text: bool = True) -> SentenceStore:
         units = Units.of(documents, tokenizer)
         folder.mkdir(parents=True)
-        counts = (units if keep_text else units.without_text()).write(folder, tokenizer.dtype)
-        write_manifest(folder, "store", store_manifest(tokenizer, counts, keep_text))
+        arrays = (units if keep_text else units.without_text()).arrays(tokenizer.dtype)
+        join_arrays([arrays], folder, [0])
+        write_manifest(folder, "store", store_manifest(tokenizer, counts_of(arrays), keep_text))
         return SentenceStore.open(folder)
 
     return write

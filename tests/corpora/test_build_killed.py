@@ -66,15 +66,15 @@ def build_and_die(settings: BuildSettings, replace: int) -> int:
 def test_a_build_killed_at_any_rename_and_started_again_ends_with_the_same_bytes(
     settings_of: Callable[..., BuildSettings], tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tree(build(settings_of("whole")))
-    killed = settings_of("killed")
+    whole = tree(build(settings_of("whole", part_bytes=9_000)))
+    killed = settings_of("killed", part_bytes=9_000)
     made: list[str] = []
     real = parts_module.PartMaker.make
 
     for replace in range(200):
         if build_and_die(killed, replace) == 0:
             break
-        seen = {path.name for path in (Path(killed.out) / "shards" / "0").glob("[0-9]*[0-9]")}
+        seen = {path.name for path in (Path(killed.out) / "shards" / "0").glob("[0-9]*.safetensors")}
 
         def watching(
             self: object, number: int, source: object, piece: object, path: Path, seen: set[str] = seen
@@ -85,7 +85,7 @@ def test_a_build_killed_at_any_rename_and_started_again_ends_with_the_same_bytes
 
         monkeypatch.setattr(parts_module.PartMaker, "make", watching)
         if replace % 3 == 0:  # else go on dying, each time a little later
-            again = settings_of("killed")
+            again = settings_of("killed", part_bytes=9_000)
             build(again)
             assert tree(Path(again.out)) == whole
             shutil.rmtree(again.out)
@@ -101,7 +101,7 @@ def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
     settings = settings_of("killed", workers=2, part_bytes=2_000, labeller=None, formats=["sentence_pair"])
     child = started(settings)
     parts, deadline = Path(settings.out) / "shards" / "0", time.monotonic() + 100
-    while not list(parts.glob("[0-9]*[0-9]")) and time.monotonic() < deadline:
+    while not list(parts.glob("[0-9]*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.002)
     child.kill()
     assert child.wait() == -signal.SIGKILL, "the build was done before it could be killed"
@@ -222,7 +222,7 @@ def test_a_build_killed_at_random_moments_ends_with_the_same_bytes(
         time.sleep(float(rng.uniform(0.3, 3)))
         child.kill()
         child.wait()
-        for part in (Path(settings.out) / "shards" / "0").glob("[0-9]*[0-9]"):
+        for part in (Path(settings.out) / "shards" / "0").glob("[0-9]*.safetensors"):
             done.add((part.name, part.stat().st_ino))
     parts = Path(settings.out) / "shards" / "0"
     if parts.exists():  # what was finished before the last kill is still the same folder, not one made again

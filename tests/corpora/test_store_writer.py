@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 from corpora import store_writer
 from corpora.common.files import write_json
 from corpora.store import SentenceStore
-from corpora.store_writer import Units, join_parts, offsets
+from corpora.store_writer import Units, counts_of, join_arrays, offsets
 from corpora.tokenizer import Tokenizer
+
+DTYPES = dict.fromkeys(("unit_offsets", "doc_offsets", "text_offsets", "text_units", "doc_line"), np.int64)
+DTYPES |= dict.fromkeys(("position", "n_chars", "doc_source"), np.int32) | {
+    "tokens": np.uint16,
+    "text": np.uint8,
+}
 
 
 def spelt(documents: list[list[str]], **more: object) -> Units:
@@ -51,18 +57,25 @@ def test_a_vocabulary_of_250_000_ids_is_stored_without_loss(tmp_path: Path) -> N
     ids = np.array([7, 65_535, 65_536, 250_099, 131_072], np.int32)
     units = spelt([["one", "two"]])
     units = Units(**{**vars(units), "ids": ids, "starts": np.array([0, 4, 5])})
-    counts = units.write(tmp_path, np.uint32)
-    manifest = {"kind": "store", "format_version": 1, "dtype": "uint32", "keep_text": True, **counts}
+    arrays = units.arrays(np.uint32)
+    join_arrays([arrays], tmp_path, [0])
+    manifest = {
+        "kind": "store",
+        "format_version": 1,
+        "dtype": "uint32",
+        "keep_text": True,
+        **counts_of(arrays),
+    }
     write_json(tmp_path / "manifest.json", manifest)
     store = SentenceStore.open(tmp_path)
     assert [store.unit_ids(i).tolist() for i in range(2)] == [ids[:4].tolist(), ids[4:].tolist()]
 
 
 @pytest.mark.defect(8)
-def test_a_type_too_small_for_an_id_is_refused_and_never_wraps(tmp_path: Path) -> None:
+def test_a_type_too_small_for_an_id_is_refused_and_never_wraps() -> None:
     units = Units(**{**vars(spelt([["x"]])), "ids": np.array([65_536], np.int32), "starts": np.array([0, 1])})
     with pytest.raises(ValueError, match="id 65536 does not fit uint16"):
-        units.write(tmp_path, np.uint16)
+        units.arrays(np.uint16)
 
 
 texts = st.lists(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=4), min_size=1, max_size=12)
@@ -80,15 +93,13 @@ def test_parts_joined_hold_what_one_writer_writes(
     monkeypatch.setattr(store_writer, "TEXT_BLOCK", block)
     folder = tmp_path_factory.mktemp("parts")
     bounds = [0, *sorted(c for c in cuts if c < len(documents)), len(documents)]
-    parts = []
-    for start, stop in itertools.pairwise(bounds):
-        parts.append(folder / str(start))
-        parts[-1].mkdir()
-        spelt(documents[start:stop], source=3).write(parts[-1], np.uint16)
+    parts = [spelt(documents[i:j], source=3).arrays(np.uint16) for i, j in itertools.pairwise(bounds)]
     (folder / "joined").mkdir()
-    join_parts(parts, folder / "joined", keep_text=True, lines_before=bounds[:-1])
+    join_arrays(parts, folder / "joined", lines_before=bounds[:-1])
     whole = spelt(documents, source=3)
-    assert content(Units.read(folder / "joined", np.uint16, keep_text=True)) == content(whole)
+    assert content(Units.from_arrays(whole.arrays(np.uint16))) == content(whole)
+    files = {path.stem: np.fromfile(path, DTYPES[path.stem]) for path in (folder / "joined").iterdir()}
+    assert content(Units.from_arrays(files)) == content(whole)
 
 
 @given(documents=texts, data=st.data())
