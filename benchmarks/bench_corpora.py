@@ -61,8 +61,8 @@ def main() -> None:
         "--memory-of", nargs=2, help=argparse.SUPPRESS
     )  # settings and folder of a child's build
     given = parser.parse_args()
-    if given.memory_of:
-        build(BuildSettings.model_validate_json(given.memory_of[0]))
+    if given.build:
+        build(BuildSettings.model_validate_json(given.build))
         return
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), given.megabytes, given.workers)
@@ -243,7 +243,7 @@ class Bench:
     def _peak(self, row: str, text: Path) -> int:
         shutil.rmtree(self.folder / "build", ignore_errors=True)
         settings = self.settings(row, text).model_dump_json()
-        command = [sys.executable, __file__, "--memory-of", settings, ""]
+        command = [sys.executable, __file__, "--build", settings]
         child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         peak = 0
         while child.poll() is None:

@@ -7,7 +7,6 @@ bytes, for any number of workers, shards and machines.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from corpora.formats import FORMATS
 from corpora.labeller import Labeller, check_tokenizer, load_labeller
 from corpora.labelling import keep_rule
 from corpora.make_corpora import make_corpora
-from corpora.merge import add_up, find_parts, finish_shard, make_store, shard_folder
-from corpora.part_maker import PartMaker
+from corpora.merge import NoText, add_up, find_parts, finish_shard, make_store, shard_folder
+from corpora.part_maker import PartMaker, part_fields
 from corpora.parts import make_parts
 from corpora.quality import Cleaner, QualitySettings, make_cleaner
 from corpora.sources import HUB, Source, find_sources
@@ -80,9 +79,8 @@ def build(settings: BuildSettings) -> Path:
                         raise UserError(f"{out} holds shards; finish them and run ppt corpora merge {out}")
                     _shard(settings, sources, (0, 1), out, pool)
                     _merge(out, tokenizer, fields, pool)
-            except UserError:
-                if not (out / "store").exists() and not _sharded(out):
-                    forget(out)  # nothing of it is worth keeping: the text has to change
+            except NoText:
+                forget(out)  # nothing of it is worth keeping: the text has to change
                 raise
             if settings.strict:
                 _no_drops(sources, SentenceStore.open(out / "store").manifest)
@@ -113,15 +111,18 @@ def _pool(settings: BuildSettings) -> contextlib.AbstractContextManager[Pool]:
 
 
 def merge(
-    folder: str | Path, workers: int = 1, labeller: str | None = None, words: Sequence[str] | None = None
+    folder: str | Path,
+    how: LabelSettings | None = None,
+    labeller: str | None = None,
+    strict: bool = False,
 ) -> Path:
     """Put the shards of a build together: the store, then the task corpora.
 
     Args:
         folder: the build's folder, with every shard in it.
-        workers: processes.
+        how: workers, and the words of a classifier; what becomes of labels was said when the build began.
         labeller: where the labeller is, if it is a classifier by name; a linear one lies in the build.
-        words: label words of a classifier by name.
+        strict: whether a record that the shards left out is an error.
 
     Returns:
         The build's folder.
@@ -132,17 +133,33 @@ def merge(
     """
     out = Path(folder)
     fields = read_manifest(out, "build")
-    asked = {key: fields[key] for key in ("keep", "thresholds", "balance")}
-    how = LabelSettings.model_validate({**asked, "workers": workers})
-    given = None
-    if fields["labeller"] is not None:
-        given = load_labeller(labeller or out / "labeller", words)
-        if given.describe() != fields["labeller"]:
-            raise UserError(f"{out} was begun with another labeller than {labeller}; give that one")
-    with alone(out), worker_pool(workers) as pool:
+    how = how or LabelSettings()
+    how = how.model_copy(update={key: fields[key] for key in ("keep", "thresholds", "balance")})
+    given = _merged_labeller(out, fields, labeller, how)
+    with alone(out), worker_pool(how.workers, WORKERS_IMPORT) as pool:
         if not (out / "store").exists():
             _merge(out, Tokenizer.load(out / "tokenizer"), fields, pool)
+        if strict:
+            places = SentenceStore.open(out / "store").manifest["dropped_places"]
+            for reason, (place, *_) in places.items():
+                raise not_strict(place, reason)
         return _finish(out, given, how, fields, pool)
+
+
+def _merged_labeller(
+    out: Path, fields: dict[str, Any], name: str | None, how: LabelSettings
+) -> Labeller | None:
+    """The labeller that a build in shards was begun with; None where its corpus is there, or needs none."""
+    if fields["labeller"] is None or (out / "single_text").exists():
+        return None
+    if name is None and not fields["labeller"]["linear"]:
+        raise UserError(f"{out} was begun with a classifier by name; give it again with --labeller")
+    given = load_labeller(name or out / "labeller", how.labeller_words)
+    if given.describe() != fields["labeller"]:
+        raise UserError(
+            f"{out} was begun with another labeller than {name or out / 'labeller'}; give that one"
+        )
+    return given
 
 
 def _formats(settings: BuildSettings, labeller: Labeller | None) -> list[str]:
@@ -179,7 +196,8 @@ def _identity(
 
 def _prepare(out: Path, fields: dict[str, Any], tokenizer: Tokenizer, labeller: Labeller | None) -> None:
     """Write what every shard and the merge need: the settings, the tokenizer, the labeller."""
-    write_manifest(out, "build", fields)
+    if not (out / "manifest.json").exists():
+        write_manifest(out, "build", fields)
     for name, thing in (("tokenizer", tokenizer), ("labeller", labeller)):
         if thing is not None and not (out / name).exists():
             with atomic_folder(out / name) as folder:
@@ -218,6 +236,8 @@ def _shard(
             strict=settings.strict,
             shard=shard,
         )
+        if settings.strict:
+            _no_bad_parts(folder, sources)
         known = make_parts(sources, folder.absolute(), maker, pool)
         finish_shard(folder, shard, known)
     return folder
@@ -250,7 +270,7 @@ def _merge(out: Path, tokenizer: Tokenizer, fields: dict[str, Any], pool: Pool) 
             *totals.read.lines(),
             *(f"{n} documents dropped: {reason}" for reason, n in sorted(dropped.items())),
         ]
-        raise UserError(f"no text in {names}: {'; '.join(reasons) or 'every document is empty'}")
+        raise NoText(f"no text in {names}: {'; '.join(reasons) or 'every document is empty'}")
     make_store(out, parts, totals, tokenizer, fields, pool)
 
 
@@ -273,6 +293,14 @@ def _finish(
     for left in out.glob(f"*{PARTIAL}"):
         remove(left)
     return out
+
+
+def _no_bad_parts(folder: Path, sources: list[Source]) -> None:
+    """What `strict` says of parts that were made without it."""
+    for path in sorted(folder.glob("*.safetensors")):
+        for reason in part_fields(path)["places"]:
+            number, part = map(int, path.stem.split("-"))
+            raise not_strict(f"{sources[number].name}, part {part}", reason)
 
 
 def _no_drops(sources: list[Source], manifest: dict[str, Any]) -> None:

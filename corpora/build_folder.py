@@ -12,6 +12,7 @@ from typing import Any
 
 from corpora.common.errors import MachineError, UserError
 from corpora.common.files import PARTIAL, read_manifest
+from corpora.common.progress import say
 
 
 def check_same(out: Path, fields: dict[str, Any]) -> None:
@@ -49,6 +50,8 @@ def alone(out: Path, wait: bool = False) -> Iterator[None]:
     """Hold the folder, so that two builds never write into it at once; the lock ends with the process."""
     descriptor = os.open(out, os.O_RDONLY)
     try:
+        if wait and not _free(descriptor):
+            say(f"waiting for another command that prepares {out}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
@@ -58,6 +61,14 @@ def alone(out: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _free(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def remove(path: Path) -> None:

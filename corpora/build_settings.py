@@ -46,7 +46,7 @@ class BuildSettings(LabelSettings, QualitySettings):
 
     @field_validator("formats")
     @classmethod
-    def _known(cls, formats: list[str] | None) -> list[str] | None:
+    def _known_formats(cls, formats: list[str] | None) -> list[str] | None:
         for name in formats or []:
             if name not in FORMATS:
                 raise ValueError(f'unknown format "{name}"{nearest(name, FORMATS)}')

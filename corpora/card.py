@@ -70,7 +70,7 @@ def write_card(folder: str | Path) -> None:
             for name, manifest in formats.items()
         ),
         Section("Where the text comes from", tuple(_sources(store))),
-        Section("How it was made", tuple(_making(build, store))),
+        Section("How it was made", tuple(_making(folder, build, store))),
         Section("What was left out, repaired or filtered on the way in", tuple(_left_out(store))),
         Section("Known limits", (Notes(tuple(_limits(folder, build, store, formats))),)),
         Section("How to load it", tuple(_loading(formats))),
@@ -189,12 +189,16 @@ def _sources(store: dict[str, Any]) -> Iterator[Text | Table]:
     yield Table(("source", "bytes", "SHA-256"), tuple(body), words=True)
 
 
-def _making(build: dict[str, Any], store: dict[str, Any]) -> Iterator[Text | Table]:
-    """Every setting that decides the bytes, as the build's manifest has them; the text has a table of its own."""
+def _making(folder: Path, build: dict[str, Any], store: dict[str, Any]) -> Iterator[Text | Table]:
+    """Every setting that decides the bytes; the text has a table of its own."""
     yield Text(
         "The settings of `ppt corpora build` that decide its bytes, and the libraries that it ran with:"
     )
     left = {key: value for key, value in build.items() if key not in ("kind", "format_version", "text")}
+    labelled = folder / "single_text" / "manifest.json"
+    if labelled.exists():  # a labeller may have been applied after the build
+        about = read_json(labelled)
+        left |= {key: about[key] for key in ("labeller", "keep", "thresholds", "balance")}
     rows = [
         *_settings(left),
         *((f"version of {name}", version) for name, version in _settings(store["versions"])),

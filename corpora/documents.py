@@ -105,7 +105,7 @@ def read_records(source: Source, text_field: str) -> Iterator[Record]:
             for number, found in READERS[source.reader](source, text_field):
                 yield number, checked(found)
     except Damaged as error:
-        yield number + 1, Bad(str(error))
+        yield number + 1, Bad(error.reason)
 
 
 def not_strict(place: str, reason: str) -> UserError:
@@ -190,11 +190,11 @@ def _read_parquet(source: Source, text_field: str) -> Iterator[Record]:
                     row += 1
                     yield row, value if isinstance(value, str) else Bad(f'field "{text_field}" is no string')
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
-            raise Damaged(f"not a Parquet file ({str(error).splitlines()[0]})") from error
+            raise Damaged(source, f"not a Parquet file ({str(error).splitlines()[0]})") from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise Damaged(f"not a whole Parquet file ({str(error).splitlines()[0]})") from error
+            raise Damaged(source, f"not a whole Parquet file ({str(error).splitlines()[0]})") from error
 
 
 def _read_hub(source: Source, text_field: str) -> Iterator[Record]:
@@ -221,9 +221,13 @@ def _read_hub(source: Source, text_field: str) -> Iterator[Record]:
         raise UserError(f"{source.name}: {reason}") from error
     if columns is not None:
         _column(source.name, columns, text_field)
-    for row, record in enumerate(stream, 1):
-        value = record.get(text_field)
-        yield row, value if isinstance(value, str) else Bad(f'field "{text_field}" is no string')
+    try:
+        for row, record in enumerate(stream, 1):
+            value = record.get(text_field)
+            yield row, value if isinstance(value, str) else Bad(f'field "{text_field}" is no string')
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:  # Arrow's are ValueErrors
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Damaged(source, f"a record that cannot be read ({reason})") from error
 
 
 READERS: dict[str, Callable[[Source, str], Iterator[Record]]] = {

@@ -34,7 +34,7 @@ def find_sets(sets: Sequence[str]) -> list[tuple[str, Source]]:
         UserError: a set is missing, or is of an unknown kind.
     """
     sources = find_sources(sets)
-    return list(zip(_names(sources), sources, strict=True))
+    return [(source.short, source) for source in sources]
 
 
 def read_set(name: str, source: Source) -> Iterator[DownstreamText]:
@@ -51,24 +51,6 @@ def read_set(name: str, source: Source) -> Iterator[DownstreamText]:
         for row, value in _rows(source):
             for field, text in _strings(value, ""):
                 yield DownstreamText(name, row, field, text)
-
-
-def _names(sources: Sequence[Source]) -> list[str]:
-    """Names that do not depend on where the files lie: as short as tells them apart."""
-    parts = [_parts(source) for source in sources]
-    names = [part[-1] for part in parts]
-    full = ["/".join(part) for part in parts] if len(set(names)) < len(names) else names
-    return [
-        f"{name} ({full[: k + 1].count(name)})" if full.count(name) > 1 else name
-        for k, name in enumerate(full)
-    ]
-
-
-def _parts(source: Source) -> tuple[str, ...]:
-    if source.reader == "hub":
-        name, *rest = source.name.removeprefix(HUB).split(":")
-        return (HUB + ":".join(["/".join(Path(name).parts[-2:]), *rest]),)
-    return Path(source.name).resolve().parts[-2:]
 
 
 def _rows(source: Source) -> Iterator[tuple[int, Any]]:

@@ -146,7 +146,7 @@ def jsonl_records(lines: Iterator[Line], text_field: str) -> Iterator[Record]:
             return
         if len(raw) > MAX_RECORD and not raw.endswith(b"\n"):
             yield number, Bad(TOO_LONG)
-        elif not raw.isspace():
+        elif raw.strip():
             yield number, _json_text(raw, text_field)
 
 

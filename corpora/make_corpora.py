@@ -49,7 +49,8 @@ def make_corpora(
         _say(name, summary)
     if labeller is not None and "single_text" in formats:
         _draw(out, store, how, seed, validation, labeller, pool)
-    remove(out / "labels")
+    for left in out.glob("labels-*"):
+        remove(left)
     write_card(out)
 
 
@@ -78,7 +79,6 @@ def apply_labeller(folder: str | Path, labeller: str | Path, how: LabelSettings 
     tokenizer = store.manifest["tokenizer"]
     check_tokenizer(given, tokenizer["name"], tokenizer["fingerprint"])
     with alone(out), worker_pool(how.workers) as pool:
-        remove(out / "labels")  # of another labeller, perhaps
         with atomic_folder(out / "labeller", replace=True) as partial:
             given.save(partial)
         make_corpora(out, ["single_text"], how, given, pool)
@@ -127,7 +127,12 @@ def _draw(
     """Label the units of the store, draw `single_text` from them and write its folder."""
     name = "single_text"
     rule = keep_rule(labeller, how.keep, how.thresholds)
-    labels, probabilities = label_units(store, labeller, out / "labeller", out / "labels", pool)
+    # A command that is given again goes on from the ranges that are finished, if the labeller is the same.
+    work = out / f"labels-{labeller.fingerprint[:16]}"
+    for left in out.glob("labels-*"):
+        if left != work:
+            remove(left)
+    labels, probabilities = label_units(store, labeller, out / "labeller", work, pool)
     counts = np.bincount(labels, minlength=len(labeller.words))
     found = ", ".join(f"{word} {n:,}" for word, n in zip(labeller.words, counts.tolist(), strict=True))
     say(f"{name}: the labeller calls {found}")

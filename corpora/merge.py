@@ -58,40 +58,49 @@ def find_parts(out: Path, n_sources: int) -> list[list[Path]]:
     Raises:
         UserError: a shard is missing or not finished, saying which.
     """
-    folders = sorted(
-        (path for path in (out / "shards").iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
-    )
-    manifests = [
-        read_manifest(path, "shard") if (path / "manifest.json").exists() else None for path in folders
-    ]
-    counts = {manifest["of"] for manifest in manifests if manifest is not None}
+    shards = out / "shards"
+    folders = [path for path in shards.iterdir() if path.name.isdigit()] if shards.is_dir() else []
+    finished = {
+        path: read_manifest(path, "shard")
+        for path in sorted(folders, key=lambda path: int(path.name))
+        if (path / "manifest.json").exists()
+    }
+    if not finished:
+        raise UserError(f"{out}: no shard is finished; run ppt corpora build with --shard first")
+    counts = sorted({manifest["of"] for manifest in finished.values()})
     if len(counts) > 1:
         raise UserError(
-            f"{out} holds shards of {' and of '.join(map(str, sorted(counts)))}; remove {out}/shards and build them again"
+            f"{out} holds shards of {' and of '.join(map(str, counts))}; remove {shards} and build them again"
         )
-    count = counts.pop() if counts else len(folders)
-    there = {manifest["shard"] for manifest in manifests if manifest is not None}
-    missing = sorted(set(range(count)) - there)
-    if missing or not there:
+    missing = sorted(set(range(counts[0])) - {manifest["shard"] for manifest in finished.values()})
+    if missing:
         raise UserError(
-            f"{out}: shard {', '.join(map(str, missing)) or 0} of {count} is not finished; run its ppt corpora build --shard again"
+            f"{out}: shard {', '.join(map(str, missing))} of {counts[0]} is not finished; run its ppt corpora build --shard again"
         )
     lengths: dict[int, int] = {}
-    for manifest in manifests:
-        assert manifest is not None
-        lengths |= {int(number): parts for number, parts in manifest["parts"].items()}
+    there: dict[str, Path] = {}
+    for path, manifest in finished.items():
+        there |= {part.name: part for part in path.glob("*.safetensors")}
+        for number, length in manifest["parts"].items():
+            if lengths.setdefault(int(number), length) != length:
+                raise UserError(
+                    f"{out}: shards found {lengths[int(number)]} and {length} parts in source {number}: it changed "
+                    f"between them; remove {shards} and build them again"
+                )
     found: list[list[Path]] = []
     for number in range(n_sources):
-        paths = []
-        for part in range(lengths.get(number, 0)):
-            at = [path for folder in folders if (path := part_path(folder, number, part)).exists()]
-            if not at:
+        names = [part_path(shards, number, part).name for part in range(lengths.get(number, 0))]
+        for part, name in enumerate(names):
+            if name not in there:
                 raise UserError(
                     f"{out}: part {part} of source {number} is missing; run ppt corpora build again"
                 )
-            paths.append(at[0])
-        found.append(paths)
+        found.append([there[name] for name in names])
     return found
+
+
+class NoText(UserError):
+    """No document is left of the text."""
 
 
 @dataclass

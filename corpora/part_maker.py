@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a tenth of a worker's start, where nothing is cleaned
     from corpora.quality import CleanCounts, Cleaned, Cleaner
 
 MAX_UNIT = 1 << 20  # characters; a longer line is no paragraph, and is dropped and counted
+LONG_UNIT = f"units over {MAX_UNIT:,} characters"
 LINE = "\0line "  # stands before a place that is not known yet: a line of the part
 
 
@@ -78,12 +79,14 @@ class PartMaker:
         table = Units.of(found.units, tokenizer, number, found.lines)
         n_units, n_documents = len(table.position), len(found.units)
         table = table.without_empty()
-        marks = found.marks().select(np.isin(found.lines, table.line, assume_unique=True))
-        dropped = found.dropped | {
-            "units without tokens": n_units - len(table.position),
-            "documents without units": n_documents - len(table.line),
-            f"units over {MAX_UNIT:,} characters": found.long_units,
-        }
+        kept = np.isin(found.lines, table.line, assume_unique=True)
+        for lost in np.flatnonzero(~kept).tolist():
+            found.drop("documents without units", found.lines[lost])
+        if self.strict and found.dropped:
+            reason = next(iter(found.places))
+            return Made(bad=(reason, _line(source, piece, found.places[reason][0])))
+        marks = found.marks().select(kept)
+        dropped = found.dropped | {"units without tokens": n_units - len(table.position)}
         fields = {
             "dropped": {reason: n for reason, n in dropped.items() if n},
             "places": found.places,
@@ -158,7 +161,6 @@ class _Documents:
     cleaned: list[Cleaned] = field(default_factory=list)  # of each document that is kept
     clean: CleanCounts | None = None
     chinese: list[bool] = field(default_factory=list)
-    long_units: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[int]] = field(default_factory=dict)  # the first of each reason
 
@@ -169,8 +171,12 @@ class _Documents:
             self.texts.append(text)
             self.lines.append(line)
             return
-        self.dropped[text.reason] = self.dropped.get(text.reason, 0) + 1
-        places = self.places.setdefault(text.reason, [])
+        self.drop(text.reason, line)
+
+    def drop(self, reason: str, line: int) -> None:
+        """Count what is left out, with its place."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        places = self.places.setdefault(reason, [])
         if len(places) < PLACES_KEPT:
             places.append(line)
 
@@ -178,14 +184,16 @@ class _Documents:
         """Clean the documents and cut them into units."""
         if self.maker.quality is not None:
             self._clean(_cleaner(self.maker.quality))
-        for text in self.texts:
+        for line, text in zip(self.lines, self.texts, strict=True):
             cut = units(text, self.maker.unit, self.maker.language)
             if len(text) > MAX_UNIT:
                 kept = [unit for unit in cut if len(unit) <= MAX_UNIT]
-                self.long_units += len(cut) - len(kept)
+                for _ in range(len(cut) - len(kept)):
+                    self.drop(LONG_UNIT, line)
                 cut = kept
             self.units.append(cut)
-            self.chinese.append(detect_language(text) == "zh")
+            language = self.maker.language
+            self.chinese.append((detect_language(text) if language == "auto" else language) == "zh")
 
     def _clean(self, cleaner: Cleaner) -> None:
         from corpora.quality import CleanCounts

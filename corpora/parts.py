@@ -19,7 +19,9 @@ from corpora.part_maker import Made, PartMaker
 from corpora.pieces import Block, Range, blocks, ranges
 from corpora.sources import Source
 
-MANY_FILES = 4  # unseekable files a shard from which on each is read by one shard, not by all
+MANY_FILES = (
+    2  # unseekable files a shard, or a worker, from which on each is read by one, and not by all or here
+)
 
 
 def part_path(folder: Path, source: int, part: int) -> Path:
@@ -56,7 +58,7 @@ def make_parts(sources: Sequence[Source], folder: Path, maker: PartMaker, pool: 
             if failed:
                 return
             work.append(number)
-            yield maker, number, sources[number], piece, folder
+            yield maker, number, sources[number].elsewhere(), piece, folder
 
     with Progress("tokenise", unit="documents") as progress:
         for order, made in pool.each(make_piece, feed()):
@@ -67,6 +69,10 @@ def make_parts(sources: Sequence[Source], folder: Path, maker: PartMaker, pool: 
                 source = sources[number]
                 failed.append((order, f"{source.name} {source.unit} {made.bad[1]}", made.bad[0]))
             progress.advance(made.documents)
+            if (
+                failed and pool.remote
+            ):  # else what was handed out before is waited for: an earlier record may be bad
+                break
     if failed:
         raise not_strict(*min(failed)[1:])
     return known

@@ -79,7 +79,7 @@ def blocks(source: Source, part_bytes: int, text_field: str) -> Iterator[Block]:
                     if cut.add_record(record):
                         yield cut.close()
     except Damaged as error:
-        cut.rows.append((cut.next, Bad(str(error))))
+        cut.rows.append((cut.next, Bad(error.reason)))
     if cut.data or cut.rows:
         yield cut.close()
 

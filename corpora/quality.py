@@ -14,7 +14,6 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from corpora.boilerplate import REPETITION_RUNS, drop_lines, fault
-from corpora.common.errors import nearest
 from corpora.common.settings import Settings
 from corpora.contamination import NGRAM, SHORTEST, Contamination, Downstream, Found
 from corpora.duplicates import SHINGLE, Signatures, document_hash, signature
@@ -46,12 +45,12 @@ class QualitySettings(Settings):
 
     @field_validator("keep_languages")
     @classmethod
-    def _known(cls, codes: list[str] | None) -> list[str] | None:
+    def _known_languages(cls, codes: list[str] | None) -> list[str] | None:
         if codes is not None and not codes:
             raise ValueError("no language is named; leave it out to keep all")
         for code in codes or []:
             if code not in LANGUAGES:
-                raise ValueError(f'unknown language "{code}"{nearest(code, LANGUAGES)}')
+                raise ValueError(f'unknown language "{code}"; expected ISO 639-1 codes such as en, zh, de')
         return codes
 
     @model_validator(mode="after")

@@ -77,11 +77,13 @@ def describe(
 
 def _chosen(corpus: TaskCorpus, n: int, seed: int, label: str | None) -> list[int]:
     """Row numbers of `n` training examples, ascending."""
+    rng = generator(seed, "show", corpus.format)
+    if label is None:
+        train = corpus.split("train")
+        return sorted(train[int(at)] for at in rng.choice(len(train), min(n, len(train)), replace=False))
     rows = corpus.rows("train")
-    if label is not None:
-        rows = rows[corpus.label(rows) == corpus.label_words.index(label)]
-    chosen = generator(seed, "show", corpus.format).choice(rows, size=min(n, len(rows)), replace=False)
-    return [int(row) for row in np.sort(chosen)]
+    rows = rows[corpus.label(rows) == corpus.label_words.index(label)]
+    return [int(row) for row in np.sort(rng.choice(rows, size=min(n, len(rows)), replace=False))]
 
 
 def _describe_format(corpus: TaskCorpus, tokenizer: Tokenizer, rows: list[int]) -> dict[str, Any]:

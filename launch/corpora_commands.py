@@ -134,14 +134,22 @@ def corpora_merge(
         str | None, typer.Option(help="Label words of a classifier by name, comma-separated.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes; the result is the same for any number.")] = 1,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse shards that left bad records out.")
+    ] = False,
 ) -> None:
     """Join the shards of a build, then draw its formats.
 
     Example: ppt corpora merge runs/corpora --workers 8
     """
     from corpora.build import merge
+    from corpora.build_settings import LabelSettings
+    from corpora.common.settings import make_settings
 
-    merge(folder, workers, labeller, split_names(labeller_words) if labeller_words else None)
+    values: dict[str, Any] = {"workers": workers}
+    if labeller_words is not None:
+        values["labeller_words"] = split_names(labeller_words)
+    merge(folder, make_settings(LabelSettings, values, "ppt corpora merge"), labeller, strict)
 
 
 @corpora_app.command("show")

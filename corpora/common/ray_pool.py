@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -28,23 +29,21 @@ class RayPool:
         import ray
         import ray.data
 
-        given = list(arguments)
-        if not given:
+        # Rows hold Arrow's types alone, so arguments go as bytes.
+        rows = [{"piece": number, "arguments": pickle.dumps(given)} for number, given in enumerate(arguments)]
+        if not rows:
             return
-        stored = ray.put(given)
 
         def do(row: dict[str, Any]) -> dict[str, Any]:
             number = int(row["piece"])
             try:
-                return {"piece": number, "result": [work(*ray.get(stored)[number])], "failed": False}
+                return {"piece": number, "result": [work(*pickle.loads(row["arguments"]))], "failed": False}
             except (
                 Exception
             ) as error:  # raised again where the pieces are handed out: Ray's own error would hide it
                 return {"piece": number, "result": [error], "failed": True}
 
-        pieces = ray.data.from_items(
-            [{"piece": number} for number in range(len(given))], override_num_blocks=len(given)
-        )
+        pieces = ray.data.from_items(rows, override_num_blocks=len(rows))
         try:
             for row in pieces.map(do).iter_rows():
                 (result,) = row["result"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,3 +251,32 @@ def train_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Ca
         return folder / "made.model"
 
     return train
+
+
+@pytest.fixture
+def died() -> Callable[[Callable[[], object], int], int]:
+    """Does something in a child process that is killed at one of its renames, and says how the child ended."""
+
+    def die(action: Callable[[], object], replace: int) -> int:
+        """Do something in a child process that is killed before (even) or after (odd) one of its renames; 0: it was done."""
+        child = os.fork()
+        if child == 0:
+            real, count = os.replace, 0
+
+            def killing(*args: object) -> None:
+                nonlocal count
+                if count == replace // 2 and replace % 2 == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                real(*args)  # type: ignore[arg-type]
+                if count == replace // 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                count += 1
+
+            os.replace = killing  # type: ignore[assignment]
+            try:
+                action()
+            finally:
+                os._exit(0)
+        return os.waitpid(child, 0)[1]
+
+    return die

@@ -36,35 +36,11 @@ def started(settings: BuildSettings) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
-def build_and_die(settings: BuildSettings, replace: int) -> int:
-    """Build in a child process that is killed just before (even) or after (odd) one of its renames.
-
-    Returns:
-        How the child ended: the signal, or 0 when it was done before.
-    """
-    child = os.fork()
-    if child == 0:
-        real, count = os.replace, 0
-
-        def killing(*args: object) -> None:
-            nonlocal count
-            if count == replace // 2 and replace % 2 == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            real(*args)  # type: ignore[arg-type]
-            if count == replace // 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            count += 1
-
-        os.replace = killing  # type: ignore[assignment]
-        try:
-            build(settings)
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-
 def test_a_build_killed_at_any_rename_and_started_again_ends_with_the_same_bytes(
-    settings_of: Callable[..., BuildSettings], tree: Tree, monkeypatch: pytest.MonkeyPatch
+    settings_of: Callable[..., BuildSettings],
+    tree: Tree,
+    died: Callable[[Callable[[], object], int], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = tree(build(settings_of("whole", part_bytes=9_000)))
     killed = settings_of("killed", part_bytes=9_000)
@@ -72,7 +48,7 @@ def test_a_build_killed_at_any_rename_and_started_again_ends_with_the_same_bytes
     real = parts_module.PartMaker.make
 
     for replace in range(200):
-        if build_and_die(killed, replace) == 0:
+        if died(lambda: build(killed), replace) == 0:
             break
         seen = {path.name for path in (Path(killed.out) / "shards" / "0").glob("[0-9]*.safetensors")}
 

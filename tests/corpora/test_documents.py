@@ -80,7 +80,7 @@ def test_folders_and_patterns_are_read_in_order_of_name_and_sources_as_given(
     (tmp_path / "first.txt").write_text("first")
     assert texts(tmp_path / "first.txt", folder) == ["first", "a", "b", "c"]
     assert texts(folder, tmp_path / "first.txt") == ["a", "b", "c", "first"]
-    assert "3 files of text are read, 1 of other kinds are not" in capsys.readouterr().err
+    assert "3 files of text are read, 2 others are not (.hidden.txt, notes.md)" in capsys.readouterr().err
     assert texts(folder / "*.txt") == ["a", "b"]
 
 
@@ -220,3 +220,14 @@ def test_a_hub_data_set_is_streamed(tmp_path: Path) -> None:
         texts("hub:a/b:c:d:e")
     with pytest.raises(MachineError, match="hub:nobody/nothing: the hub cannot be reached"):
         texts("hub:nobody/nothing")  # tests run offline
+
+
+@pytest.mark.parametrize("broken", [b'{"text": "a"}\n{oops\n', b'{"text": "a"}\n{"text": "\xff"}\n'])
+def test_a_record_of_a_hub_data_set_that_cannot_be_read_is_counted(tmp_path: Path, broken: bytes) -> None:
+    folder = tmp_path / "owner" / "set"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_bytes(broken)
+    counts = Counts()
+    list(read_documents([f"hub:{folder}"], counts=counts))
+    (reason,) = counts.dropped
+    assert reason.startswith("a record that cannot be read (")

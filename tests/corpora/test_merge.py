@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,15 @@ import pytest
 from corpora import build as build_module
 from corpora import parts as parts_module
 from corpora.build import build, merge
-from corpora.build_settings import BuildSettings
+from corpora.build_settings import BuildSettings, LabelSettings
 from corpora.common.errors import UserError
+from corpora.common.files import read_json, write_json
 from corpora.common.ray_pool import ray_pool
+from corpora.make_corpora import apply_labeller
 from corpora.store import SentenceStore
 
 Tree = Callable[[Path], dict[str, str]]  # every file of a folder and the hash of its bytes
+Died = Callable[[Callable[[], object], int], int]
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_one_shard_or_five_in_any_order_end_with_the_same_bytes(
         made.append({path.name for path in folder.glob("[0-9]*")})
     assert not set.intersection(*made) and all(made)
     assert tree(merge(Path(settings_of("sharded").out))) == tree(whole)
-    assert tree(merge(Path(settings_of("sharded").out), workers=2)) == tree(whole)
+    assert tree(merge(Path(settings_of("sharded").out), LabelSettings(workers=2))) == tree(whole)
     assert build(settings_of("sharded", text=several, part_bytes=5000, shard="1/5")).name == "sharded"
 
 
@@ -109,3 +113,70 @@ def test_a_build_by_ray_has_the_same_bytes_and_the_same_errors(
             build(settings_of("strict", text=[str(broken)], strict=True))
         with pytest.raises(ValueError, match="invalid literal"):
             list(pool.each(int, [("x",)]))
+
+
+def test_what_is_no_finished_shard_is_told_before_anything_is_merged(
+    settings_of: Callable[..., BuildSettings], several: list[str], tree: Tree
+) -> None:
+    same = {"text": several, "labeller": None, "formats": ["sentence_pair"]}
+    out = Path(settings_of("build").out)
+    build(settings_of("build", shard="0/2", **same))
+    (out / "shards" / "3").mkdir()  # of an earlier command with more shards, which was stopped
+    with pytest.raises(UserError, match="shard 1 of 2 is not finished"):
+        merge(out)
+    build(settings_of("build", shard="1/2", **same))
+    other = read_json(out / "shards" / "1" / "manifest.json")
+    other["parts"]["0"] += 1
+    write_json(out / "shards" / "1" / "manifest.json", other)
+    with pytest.raises(UserError, match="it changed between them"):
+        merge(out)
+    shutil.rmtree(out / "shards")
+    with pytest.raises(UserError, match="no shard is finished"):
+        merge(out)
+
+
+def test_strict_refuses_shards_that_left_records_out(
+    settings_of: Callable[..., BuildSettings], several: list[str]
+) -> None:
+    same = {"text": several[:1], "labeller": None, "formats": ["sentence_pair"], "shard": "0/1"}
+    build(settings_of("build", **same))
+    with pytest.raises(UserError, match=r"a\.jsonl, part 0: not valid JSON"):
+        build(settings_of("build", strict=True, **same))
+    with pytest.raises(UserError, match=r"a\.jsonl line 8: not valid JSON"):
+        merge(settings_of("build").out, strict=True)
+
+
+def test_a_build_in_shards_killed_at_any_rename_of_its_merge_ends_with_the_same_bytes(
+    settings_of: Callable[..., BuildSettings], tree: Tree, several: list[str], died: Died
+) -> None:
+    same = {"text": several[:2], "part_bytes": 9000}
+    whole = tree(build(settings_of("whole", **same)))
+    for shard in ("0/2", "1/2"):
+        build(settings_of("sharded", shard=shard, **same))
+    out = Path(settings_of("sharded").out)
+    deaths = 0
+    for replace in range(200):
+        if died(lambda: merge(out), replace) == 0:
+            break
+        deaths += 1
+    assert deaths > 5 and tree(out) == whole
+
+
+def test_labels_applied_again_go_on_from_the_finished_ranges(
+    settings_of: Callable[..., BuildSettings],
+    tree: Tree,
+    labeller_dir: Path,
+    died: Died,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("corpora.labelling.RANGE", 300)
+    out = build(settings_of("build", labeller=None))
+    whole = tree(build(settings_of("whole")) / "single_text")
+    done: list[str] = []
+    for replace in range(0, 100, 3):
+        if died(lambda: apply_labeller(out, labeller_dir), replace) == 0:
+            break
+        now = sorted(path.name for path in out.glob("labels-*/*.npy"))
+        assert set(done) <= set(now) or (out / "single_text").exists()
+        done = now
+    assert len(done) > 2 and tree(out / "single_text") == whole

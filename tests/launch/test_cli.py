@@ -30,9 +30,11 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 COMMANDS = [
     ["demo"],
     ["corpora", "build"],
+    ["corpora", "merge"],
     ["corpora", "show"],
     ["corpora", "stats"],
     ["corpora", "label", "train"],
+    ["corpora", "label", "calibrate"],
     ["corpora", "label", "apply"],
     ["pretrain"],
     ["backbone", "vocab"],
