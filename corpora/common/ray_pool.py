@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -29,15 +28,14 @@ class RayPool:
         import ray
         import ray.data
 
-        # Rows hold Arrow's types alone, so arguments go as bytes.
-        rows = [{"piece": number, "arguments": pickle.dumps(given)} for number, given in enumerate(arguments)]
+        rows = [{"piece": number, "arguments": ray.put(given)} for number, given in enumerate(arguments)]
         if not rows:
             return
 
         def do(row: dict[str, Any]) -> dict[str, Any]:
             number = int(row["piece"])
             try:
-                return {"piece": number, "result": [work(*pickle.loads(row["arguments"]))], "failed": False}
+                return {"piece": number, "result": [work(*ray.get(row["arguments"]))], "failed": False}
             except (
                 Exception
             ) as error:  # raised again where the pieces are handed out: Ray's own error would hide it
