@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,6 +74,31 @@ def test_a_slurm_job_passes_the_warning_on_and_waits_for_the_checkpoint(tmp_path
     assert job.wait(timeout=20) == 75
     assert (tmp_path / "saved").exists()
     assert "scontrol requeue 4242" in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_tasks_of_an_array_build_the_shards_of_one_corpus_which_merge_to_the_same_bytes(
+    tmp_path: Path, text_file: Path, tokenizer_dir: Path, first: int
+) -> None:
+    given = ["--text", str(text_file), "--tokenizer", str(tokenizer_dir), "--formats", "sentence_pair"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for task in (0, 1):
+        array = {
+            "SLURM_ARRAY_TASK_ID": first + task,
+            "SLURM_ARRAY_TASK_MIN": first,
+            "SLURM_ARRAY_TASK_COUNT": 2,
+        }
+        subprocess.run(
+            ["bash", str(CLUSTER / "corpora.sh"), *given, "--out", str(tmp_path / "array")],
+            env=environment | {key: str(value) for key, value in array.items()},
+            check=True,
+        )
+    subprocess.run(["ppt", "corpora", "merge", str(tmp_path / "array")], env=environment, check=True)
+    subprocess.run(
+        ["ppt", "corpora", "build", *given, "--out", str(tmp_path / "whole")], env=environment, check=True
+    )
+    for name in ("store/manifest.json", "store/tokens.bin", "sentence_pair/manifest.json"):
+        assert (tmp_path / "array" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_the_launcher_reads_the_hostfile() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from corpora.common.errors import UserError
 from corpora.quality import QualitySettings
 from launch.arguments import given, in_colour, terminal_columns
 from launch.cli import app
@@ -65,3 +66,25 @@ def test_options_that_are_not_named_keep_the_defaults_of_the_settings() -> None:
         "duplicates": "near",
     }
     assert given(keep_languages=[], boilerplate=True) == {"keep_languages": [], "boilerplate": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ("build", "--text", "x", "--tokenizer", "t", "--out", "o", "--keep-languages", "xx"),
+            'unknown language "xx"',
+        ),
+        (("build", "--text", "x", "--tokenizer", "t", "--out", "o", "--shard", "2/2"), "expected I/N"),
+        (
+            ("build", "--text", "x", "--tokenizer", "t", "--out", "o", "--formats", "unifid"),
+            'did you mean "unified"',
+        ),
+        (("merge", "nowhere", "--workers", "0"), "greater than or equal to 1"),
+        (("merge", "nowhere"), "holds no build"),
+    ],
+)
+def test_wrong_options_end_in_one_line(words: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as error:
+        CliRunner().invoke(app, ["corpora", *words], catch_exceptions=False)
+    assert "\n" not in str(error.value)
