@@ -184,6 +184,10 @@ def _identity(
 ) -> dict[str, Any]:
     """What decides the bytes of a build, without paths: text, downstream sets and labeller by content."""
     plain = settings.model_dump(exclude={*NO_IDENTITY, *QualitySettings.model_fields})
+    if labeller is None:  # what they would say of labels says nothing
+        plain |= {
+            name: LabelSettings.model_fields[name].default for name in ("keep", "thresholds", "balance")
+        }
     return {
         **plain,
         "quality": cleaner.identity() if cleaner is not None else None,

@@ -59,15 +59,6 @@ class Duplicates:
     counts: dict[str, int]
     examples: dict[str, list[Pair]]
 
-    def lines(self) -> list[str]:
-        """One readable line for each reason."""
-        return [
-            f"{count:,} {reason} dropped"
-            + (f", for example document {pairs[0].dropped:,}, like {pairs[0].kept:,}" if pairs else "")
-            for reason, count in self.counts.items()
-            for pairs in [self.examples[reason]]
-        ]
-
 
 def document_hash(text: str, words: Words | None = None) -> Hashes:
     """128 bits of a document's words: case, punctuation and spacing do not count.

@@ -68,6 +68,8 @@ class Lines:
             owned = self.stop is None or place < self.stop
             if self.head and place == 0 and raw.startswith(BOM):
                 place, raw = len(BOM), raw[len(BOM) :]
+                if not raw:  # the file holds nothing else
+                    return
             place += len(raw)
             if len(raw) > MAX_RECORD and not raw.endswith(b"\n"):
                 place += _skip_line(file)

@@ -259,8 +259,6 @@ def without_duplicates(
     hashes = np.fromfile(work / "hashes.bin", np.uint64).reshape(-1, 2)
     signatures = np.memmap(work / "signatures.bin", np.uint32, "r").reshape(-1, SIGNATURE) if near else None
     found = find_duplicates(hashes, signatures, how["similarity"])
-    for line in found.lines():
-        say(line)
     sizes = [part_fields(path)["counts"]["documents"] for path in paths]
     bounds = np.cumsum([0, *sizes])
     kept = list(paths)
@@ -295,6 +293,9 @@ def without_duplicates(
         ]
         for reason, pairs in found.examples.items()
     }
+    for reason, count in found.counts.items():
+        like = "".join(f" ({one['dropped']}, like {one['kept']})" for one in examples[reason][:1])
+        say(f"{count:,} {reason} dropped{like}")
     return kept, {"counts": found.counts, "examples": examples}
 
 

@@ -31,7 +31,7 @@ class Range:
         with reading(source), open(source.name, "rb") as file:
             for number, found in PARSERS[source.reader](lines.read(file), text_field):
                 yield number, checked(found)
-        if self.stop == 0:
+        if self.start == 0 and not lines.count:
             yield 1, Bad(EMPTY)
 
 

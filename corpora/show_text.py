@@ -121,7 +121,7 @@ def _example(example: dict[str, Any], format: str, width: int | None, pad: str) 
     """Each segment as a line that says what it is and a line of text; the template between them."""
     parts = example["parts"]
     template = Text()
-    letter, place = "", None
+    letter = ""
     body: Text | None = None  # the last segment's text, which a dot may still follow
 
     def waiting() -> Iterator[Text]:
@@ -138,8 +138,7 @@ def _example(example: dict[str, Any], format: str, width: int | None, pad: str) 
             letter = part["text"]
         elif role in ("query", "option"):
             yield from waiting()
-            yield _heading(part, letter, format, place)
-            place = part["place"]
+            yield _heading(part, letter, format)
             body = Text(BODY).append_text(_segment(part, width))
         elif role == "mask":
             template.append_text(
@@ -152,8 +151,8 @@ def _example(example: dict[str, Any], format: str, width: int | None, pad: str) 
     yield from waiting()
 
 
-def _heading(part: dict[str, Any], letter: str, format: str, place: str | None) -> Text:
-    """What a segment is, where it comes from (the place only where it is another than the last) and how it stands to the query."""
+def _heading(part: dict[str, Any], letter: str, format: str) -> Text:
+    """What a segment is, where it comes from if that is not the query's document, and how it stands to the query."""
     if part["role"] == "query":
         name = {"sentence_pair": "first", "single_text": "text"}.get(format, "query")
         line = Text(f"{MARGIN}{name}: document {part['document']}", QUERY)
@@ -168,8 +167,8 @@ def _heading(part: dict[str, Any], letter: str, format: str, place: str | None) 
             line.append(f", {'the unit' if steps == 1 else f'{steps} units'} {way} it", TEMPLATE)
         else:
             line.append(f" {part['document']}", KIND_STYLES[part["kind"]])
-    if part["place"] and part["place"] != place:
-        line.append(f" of {_printable(part['place'])}", TEMPLATE)
+    if "distance" not in part:
+        line.append(f" ({_printable(part['place'])})", TEMPLATE)
     if part["cut"]:
         line.append(f", {part['cut']} tokens cut off", TEMPLATE)
     return line

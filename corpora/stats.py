@@ -29,7 +29,8 @@ TOP = 1 << 16  # longer units and documents count as so long, in quantiles too; 
 BARS = 40  # of a histogram, before the one for all that is longer
 TAIL = 0.99  # share of the values before that last bar
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-NOT_COUNTS = ("tokenizer", "versions", "sources")  # fields of a store's manifest that hold other numbers
+# Fields of a store's manifest that hold other numbers; duplicates are counted among what was dropped.
+NOT_COUNTS = ("tokenizer", "versions", "sources", "duplicates")
 
 
 def collect(folder: str | Path) -> dict[str, Any]:
@@ -64,6 +65,9 @@ def counts_of(manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
     found = {}
     for name, value in sorted(manifest.items()):
         if isinstance(value, dict) and name not in NOT_COUNTS:
+            if name == "decontamination":
+                sets = value.get("sets", {})
+                value = {f"rows of {one} found": len(about["found"]) for one, about in sets.items()}
             counts = dict(_flat(value))
             if counts:
                 found[name] = counts

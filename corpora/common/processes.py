@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
 from corpora.common.errors import MachineError
+from corpora.common.progress import be_quiet
 
 T = TypeVar("T")
 
@@ -109,7 +110,7 @@ def worker_pool(workers: int, modules: Sequence[str] = ()) -> Iterator[Pool]:
     else:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", *modules])
-        with process_pool(workers, context=context) as executor:
+        with process_pool(workers, be_quiet, context=context) as executor:
             for _ in range(workers):
                 executor.submit(os.getpid)  # starts one
             yield Processes(executor, workers)
@@ -139,13 +140,35 @@ def process_pool(
         yield executor
     except BaseException as error:
         if not isinstance(error, BrokenProcessPool):
+            _end_workers(executor)  # what they were at is made again; what they finished is on the disk
             raise
         _unblock(executor)
         raise MachineError(
             "a worker process was ended from outside (out of memory?); the same command, with fewer --workers, goes on"
         ) from error
     finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+        with _undisturbed():
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_workers(executor: ProcessPoolExecutor) -> None:
+    """End workers in the middle of their work: somebody pressed Ctrl-C, or it failed."""
+    for process in list((getattr(executor, "_processes", None) or {}).values()):
+        process.terminate()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let nobody's second Ctrl-C leave a pool half ended: the process would wait for it for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _unblock(executor: ProcessPoolExecutor) -> None:

@@ -29,9 +29,22 @@ def console() -> Console:
     return _console
 
 
+_worker = False
+
+
+def be_quiet() -> None:
+    """Say nothing from this process on: it works for another, which speaks to people."""
+    global _worker
+    _worker = True
+
+
+def _quiet() -> bool:
+    return _worker or os.environ.get("RANK", "0") != "0"
+
+
 def say(text: str) -> None:
     """Print one line for people, from the first process of a job only."""
-    if os.environ.get("RANK", "0") == "0":
+    if not _quiet():
         _console.print(text, markup=False)
 
 
@@ -48,7 +61,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = self._start_at = 0
         self._note = ""
-        self._quiet = os.environ.get("RANK", "0") != "0"
+        self._quiet = _quiet()
         self._bar: RichProgress | None = None
         self._started = self._logged = time.monotonic()
 

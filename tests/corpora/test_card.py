@@ -109,14 +109,19 @@ def test_what_was_filtered_is_told_and_what_was_not_looked_for_is_a_limit(
     )
     shutil.copytree(carded, tmp_path / "filtered")
     path = tmp_path / "filtered" / "store" / "manifest.json"
-    counts = {"duplicates": {"near copies": 12}, "decontamination": {"documents": 3, "by set": {"sst2": 3}}}
-    write_json(path, read_json(path) | counts)
+    there = read_json(path)
+    counts = {
+        "dropped": there["dropped"] | {"near duplicates": 12},
+        "duplicates": {"counts": {"near duplicates": 12}, "examples": {}},
+        "decontamination": {"documents": 3, "sets": {"sst2": {"rows": 9, "found": [1, 2, 5]}}},
+    }
+    write_json(path, there | counts)
     for name in FORMATS:  # drawn from this store
         manifest = tmp_path / "filtered" / name / "manifest.json"
         write_json(manifest, read_json(manifest) | {"store": hash_file(path)})
     write_card(tmp_path / "filtered")
     _, text = read_card(tmp_path / "filtered")
-    assert re.search(r"\| duplicates +\| near copies +\| 12 ", text) and "by set: sst2" in text
+    assert re.search(r"\| near duplicates +\| 12 ", text) and "rows of sst2 found" in text
     assert "were not looked for" not in text and "was not compared" not in text
 
 

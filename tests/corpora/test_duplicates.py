@@ -84,7 +84,6 @@ def test_the_first_of_equal_documents_stays() -> None:
     assert found.keep_D.tolist() == [True, True, False, True, False, False]
     assert found.counts == {"exact duplicates": 3}
     assert found.examples["exact duplicates"] == [Pair(0, 2, 1.0), Pair(1, 4, 1.0), Pair(0, 5, 1.0)]
-    assert found.lines() == ["3 exact duplicates dropped, for example document 2, like 0"]
 
 
 def test_nothing_is_found_where_nothing_is() -> None:

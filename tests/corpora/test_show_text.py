@@ -53,14 +53,14 @@ def test_a_choice_is_read_from_top_to_bottom_with_its_label_at_the_mask(build_di
 def test_a_pair_says_where_its_second_text_stands() -> None:
     before = as_text(build_of(pair("one", "two", distance=-1)))
     assert (
-        "     first: document 0 of a.txt line 3\n       one\n     <X> = yes\n     second: adjacent, the unit before it\n"
+        "     first: document 0 (a.txt line 3)\n       one\n     <X> = yes\n     second: adjacent, the unit before it\n"
         in before
     )
     apart = as_text(build_of(pair("one", "two", kind="same document", distance=3)))
     assert "second: same document, 3 units after it\n" in apart
     elsewhere = pair("one", "two", "no", kind="other document", document=7, place="b.txt line 9", cut=9)
     del elsewhere["parts"][2]["distance"]
-    assert "second: other document 7 of b.txt line 9, 9 tokens cut off\n" in as_text(build_of(elsewhere))
+    assert "second: other document 7 (b.txt line 9), 9 tokens cut off\n" in as_text(build_of(elsewhere))
 
 
 def test_colours_are_there_when_asked_for_and_say_nothing_that_the_plain_text_does_not(

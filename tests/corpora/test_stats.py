@@ -119,8 +119,8 @@ def test_every_dictionary_of_counts_in_a_manifest_is_found_and_nothing_else() ->
         "dropped": {"not JSON": 3, "no text": 1},
         "dropped_places": {"not JSON": ["a.jsonl line 7"]},
         "quality": {"repaired": 5, "strict": True, "language": "en"},
-        "decontamination": {"units": 7, "by set": {"sst2": 4, "rte": 3}},
-        "duplicates": {},
+        "decontamination": {"documents": 7, "sets": {"sst2": {"rows": 90, "found": [3, 8]}}},
+        "duplicates": {"counts": {"exact duplicates": 2}},
         "tokenizer": {"size": 32_100},
         "versions": {"numpy": 2},
         "units": 9,
@@ -128,7 +128,7 @@ def test_every_dictionary_of_counts_in_a_manifest_is_found_and_nothing_else() ->
     assert counts_of(manifest) == {
         "dropped": {"not JSON": 3, "no text": 1},
         "quality": {"repaired": 5},
-        "decontamination": {"units": 7, "by set: sst2": 4, "by set: rte": 3},
+        "decontamination": {"rows of sst2 found": 2},
     }
 
 

@@ -89,7 +89,7 @@ def test_the_tasks_of_an_array_build_the_shards_of_one_corpus_which_merge_to_the
             "SLURM_ARRAY_TASK_COUNT": 2,
         }
         subprocess.run(
-            ["bash", str(CLUSTER / "corpora.sh"), *given, "--out", str(tmp_path / "array")],
+            ["bash", str(CLUSTER / "slurm_array.sh"), *given, "--out", str(tmp_path / "array")],
             env=environment | {key: str(value) for key, value in array.items()},
             check=True,
         )

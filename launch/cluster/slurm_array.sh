@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A build of task corpora by the tasks of a Slurm array, which share a file system:
 #
-#     jobs=$(sbatch --parsable --array=0-15 launch/cluster/corpora.sh --text '/data/*.jsonl' --tokenizer T --out /data/corpora)
+#     jobs=$(sbatch --parsable --array=0-15 launch/cluster/slurm_array.sh --text '/data/*.jsonl' --tokenizer T --out /data/corpora)
 #     sbatch --dependency=afterok:"$jobs" --cpus-per-task=16 --wrap 'ppt corpora merge /data/corpora --workers 16'
 #
 # Submit it where the virtual environment's commands are on the path. A task that is stopped is queued again and goes on
