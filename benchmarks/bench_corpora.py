@@ -47,6 +47,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "sentences": {"unit": "sentences"},
     "labelled": {"labeller": True},
 }
+Child = tuple[multiprocessing.process.BaseProcess, Connection]  # a process, and how it is spoken to
 UNLABELLED = ["sentence_pair", "multiple_choice", "unified"]
 TIMES = 5  # as much text, for the memory
 
@@ -57,9 +58,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=91)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--memory-of", nargs=2, help=argparse.SUPPRESS
-    )  # settings and folder of a child's build
+    parser.add_argument("--build", help=argparse.SUPPRESS)  # settings of a child whose memory is watched
     given = parser.parse_args()
     if given.build:
         build(BuildSettings.model_validate_json(given.build))
@@ -119,7 +118,8 @@ class Bench:
                 file.write(line)
         train(reviews, folder / "labeller", tokenizer=self.tokenizer)
         self.rivals: dict[str, float] = {}
-        self._encoders: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+        self._builder = self._start(_build)
+        self._encoders: list[Child] = []
 
     def settings(self, row: str, text: Path) -> BuildSettings:
         """A build of a row."""
@@ -136,13 +136,23 @@ class Bench:
         )
 
     def row(self, row: str, text: Path) -> Callable[[], object]:
-        """Builds a row from nothing."""
+        """Builds a row from nothing, in a process that holds nothing else, as the command's does."""
+        settings = self.settings(row, text).model_dump_json()
 
         def run() -> None:
-            shutil.rmtree(self.folder / "build", ignore_errors=True)
-            build(self.settings(row, text))
+            _, here = self._builder
+            here.send(settings)
+            here.recv()
 
         return run
+
+    def _start(self, work: Callable[..., None], *arguments: object) -> Child:
+        """Start a process that waits for messages."""
+        here, there = multiprocessing.get_context("spawn").Pipe()
+        process = multiprocessing.get_context("spawn").Process(target=work, args=(*arguments, there))
+        process.start()
+        here.recv()
+        return process, here
 
     def lines(self) -> list[str]:
         """The paragraph lines of the text."""
@@ -152,15 +162,10 @@ class Bench:
         """The better way of encoding all lines with sentencepiece alone."""
         model = _model(self.tokenizer)
         lines = self.lines()
-        context = multiprocessing.get_context("spawn")
-        for index in range(self.workers):
-            here, there = context.Pipe()
-            arguments = (self.tokenizer, self.text, index, self.workers, there)
-            process = context.Process(target=_encoder, args=arguments, daemon=True)
-            process.start()
-            self._encoders.append((process, here))
-        for _, here in self._encoders:
-            here.recv()
+        self._encoders = [
+            self._start(_encode, self.tokenizer, self.text, index, self.workers)
+            for index in range(self.workers)
+        ]
 
         def processes() -> None:
             for _, here in self._encoders:
@@ -253,10 +258,10 @@ class Bench:
         return peak >> 20
 
     def close(self) -> None:
-        """End the processes of the rival."""
-        for process, here in self._encoders:
+        """End the processes."""
+        for process, here in (self._builder, *self._encoders):
             here.close()
-            process.terminate()
+            process.join()
 
 
 def _private(pid: int) -> int:
@@ -310,7 +315,20 @@ def _lines(text: Path) -> Iterator[str]:
             yield from (line for line in json.loads(record)["text"].split("\n") if line.strip())
 
 
-def _encoder(tokenizer: str, text: Path, index: int, count: int, pipe: Connection) -> None:
+def _build(pipe: Connection) -> None:
+    """A process that builds what it is told to, from nothing."""
+    pipe.send("ready")
+    while True:
+        try:
+            settings = BuildSettings.model_validate_json(pipe.recv())
+        except EOFError:
+            return
+        shutil.rmtree(settings.out, ignore_errors=True)
+        build(settings)
+        pipe.send("done")
+
+
+def _encode(tokenizer: str, text: Path, index: int, count: int, pipe: Connection) -> None:
     """A process that encodes its share of the lines whenever it is told to."""
     model = _model(tokenizer)
     lines = list(_lines(text))[index::count]

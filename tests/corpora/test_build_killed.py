@@ -93,6 +93,32 @@ def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
     assert tree(build(settings.model_copy(update={"workers": 1}))) == tree(build(whole))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_ends_a_build_at_once_with_its_workers_and_a_second_one_does_not_hang_it(
+    tmp_path: Path, text_file: Path, tokenizer_dir: Path, times: int
+) -> None:
+    (tmp_path / "long.txt").write_text((text_file.read_text() + "\n\n") * 150)
+    out = tmp_path / "build"
+    command = [sys.executable, "-c", "from launch.cli import main; main()", "corpora", "build"]
+    command += ["--text", str(tmp_path / "long.txt"), "--tokenizer", str(tokenizer_dir), "--out", str(out)]
+    child = subprocess.Popen(
+        [*command, "--workers", "2", "--unit", "sentences"], start_new_session=True, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "shards" / "0").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(times):
+        os.killpg(child.pid, signal.SIGINT)
+        time.sleep(0.05)
+    _, said = child.communicate(timeout=20)
+    assert child.returncode == 75 or (times == 2 and child.returncode == -signal.SIGINT)
+    assert b"the same command goes on" in said and b"Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):  # what was ended is gone as soon as the system has seen to it
+            os.killpg(child.pid, 0)
+            time.sleep(0.05)
+
+
 def test_a_full_disk_fails_with_one_line_leaves_nothing_half_written_and_goes_on_later(
     settings_of: Callable[..., BuildSettings], tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
