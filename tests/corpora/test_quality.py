@@ -99,7 +99,7 @@ def test_mended_text_is_what_the_other_steps_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"keep_languages": ["en", "deu"]}, 'unknown language "deu"; did you mean'),
+        ({"keep_languages": ["en", "deu"]}, 'unknown language "deu"; expected ISO'),
         ({"keep_languages": []}, "no language is named"),
         ({"min_document_chars": 10, "max_document_chars": 9}, "min_document_chars is 10, more than"),
         ({"ngram": 7}, "greater than or equal to 8"),
