@@ -94,7 +94,7 @@ def test_a_build_with_workers_killed_from_outside_leaves_no_worker_and_goes_on(
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_an_interrupt_ends_a_build_at_once_with_its_workers_and_a_second_one_does_not_hang_it(
+def test_an_interrupt_ends_a_build_with_its_workers_and_a_second_one_does_not_hang_it(
     tmp_path: Path, text_file: Path, tokenizer_dir: Path, times: int
 ) -> None:
     (tmp_path / "long.txt").write_text((text_file.read_text() + "\n\n") * 150)
