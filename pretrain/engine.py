@@ -17,7 +17,6 @@ from corpora.common.settings import save_settings
 from corpora.tokenizer import Tokenizer
 from pretrain.artifact import PromptInfo, save_prompt
 from pretrain.backbone import Backbone, load_backbone
-from pretrain.batching import example_losses
 from pretrain.checkpoint import (
     checkpoint_path,
     last_good,
@@ -26,13 +25,14 @@ from pretrain.checkpoint import (
     save_checkpoint,
 )
 from pretrain.distributed import Processes, start_processes
-from pretrain.evaluation import Score, evaluate, label_losses, right_answers
-from pretrain.forward import deepspeed_module, run_batch
-from pretrain.groups import Batcher, Group, open_groups, share_out
+from pretrain.evaluation import Score, evaluate
+from pretrain.forward import deepspeed_module
+from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
 from pretrain.run_state import RunState
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished, learning_rate_scale
+from pretrain.step import REMEDY, train_step
 
 CHECK_AFTER = 3  # updates after which prompts must have moved (peft 2642: "my soft prompt does not train")
 
@@ -100,7 +100,9 @@ def pretrain(
                 break
 
             # Step.
-            sums_KS, stop = _train_step(job, active, settings, processes, should_stop)
+            sums_KS, stop = train_step(
+                job.net, bank, job.batcher, active, step, settings, processes, should_stop
+            )
             state.step += 1
             if state.step == CHECK_AFTER:
                 check_prompts_train(job.start_KPD, bank, settings.formats)
@@ -183,60 +185,6 @@ def _prepare(
     return _Job(settings, backbone, tokenizer, groups, bank, net, batcher, state, metrics_bytes, start_KPD)
 
 
-def _train_step(
-    job: _Job,
-    active: Sequence[Group],
-    settings: PretrainSettings,
-    processes: Processes,
-    should_stop: Callable[[], bool],
-) -> tuple[torch.Tensor, bool]:
-    """One update of the active prompts: sum over prompts of the mean loss over each prompt's own examples.
-
-    Returns:
-        [K, 5] sums over this step's examples: label loss, right answers, training loss, examples; and the gradient
-        norm. Second, whether any process was asked to stop.
-
-    Raises:
-        MachineError: a loss or gradient is not finite; nothing was updated.
-    """
-    bank, state = job.bank, job.state
-    bank.zero_grad()
-    picks = [group.rows_of_step(state.step, settings.batch_size, settings.seed) for group in active]
-    sums_KS = torch.zeros(len(job.groups), 4, device=processes.device)
-    seen: list[tuple[torch.Tensor, Any]] = []
-    for work in share_out(active, picks, settings, processes.rank, processes.world):
-        batch = job.batcher.batch(work, 1.0 / settings.batch_size)
-        (logits_BTV,) = run_batch(job.net, bank.prompts_KPD, batch)
-        losses_B = example_losses(logits_BTV, batch)
-        (losses_B * batch.example_weights_B).sum().backward()
-        if work.counts:
-            with torch.no_grad():
-                own_B = losses_B.float()
-                if settings.count == "all":
-                    own_B = label_losses(logits_BTV, work, job.batcher.groups, batch.labels_B.tolist())
-                right_B = right_answers(logits_BTV, work, job.batcher.groups, batch)
-                rows_BS = torch.stack([own_B, right_B.float(), losses_B.float(), torch.ones_like(own_B)], 1)
-                sums_KS.index_add_(0, torch.from_numpy(work.groups).to(processes.device), rows_BS)
-            seen.append((losses_B.detach(), work))
-
-    grad = bank.prompts_KPD.grad
-    assert grad is not None  # every process has at least one micro-batch
-    # One small message a step: gradients, sums and the wish to stop.
-    wish = torch.tensor([float(should_stop())], device=processes.device)
-    message = processes.sum(torch.cat([grad.flatten(), sums_KS.flatten(), wish]))
-    grad.copy_(message[: grad.numel()].view_as(grad))
-    sums_KS = message[grad.numel() : -1].view_as(sums_KS)
-    if not bool(torch.isfinite(message).all()):
-        raise MachineError(_not_finite(job, seen, processes))
-    active_K = torch.zeros(len(job.groups), dtype=torch.bool, device=processes.device)
-    active_K[[group.index for group in active]] = True
-    scale_K = torch.full(
-        (len(job.groups),), learning_rate_scale(settings, state.step), device=processes.device
-    )
-    norms_K = bank.step(scale_K, active_K)
-    return torch.cat([sums_KS, norms_K[:, None].to(sums_KS)], 1).cpu(), bool(message[-1] > 0)
-
-
 def _save(job: _Job, metrics: Metrics, processes: Processes) -> str:
     """Write a checkpoint from the first process; the others wait until it is on disk."""
     path = checkpoint_path(job.settings.out, job.state.step)
@@ -298,27 +246,8 @@ def _check_scores(scores: dict[str, Score], step: int, settings: PretrainSetting
     for name, score in scores.items():
         if not score.loss < float("inf"):
             raise MachineError(
-                f"step {step}: the held-out loss of {name} is {score.loss}; {last_good(settings.out)}; {_REMEDY}"
+                f"step {step}: the held-out loss of {name} is {score.loss}; {last_good(settings.out)}; {REMEDY}"
             )
-
-
-_REMEDY = "try a lower learning_rate, or dtype float32"
-
-
-def _not_finite(job: _Job, seen: list[tuple[torch.Tensor, Any]], processes: Processes) -> str:
-    """Say which step and which examples have a loss that is no number; every process must call it."""
-    mine = []
-    for losses_B, work in seen:
-        for place in torch.nonzero(~torch.isfinite(losses_B))[:, 0].tolist():
-            mine.append((job.batcher.groups[int(work.groups[place])].name, int(work.rows[place])))
-    bad = sorted({pair for some in processes.gather(mine) for pair in some})
-    settings, step = job.settings, job.state.step
-    where = "; ".join(
-        f"{name} examples {', '.join(str(row) for of, row in bad if of == name)}"
-        for name in sorted({name for name, _ in bad})
-    )
-    what = f"the loss is not finite ({where})" if bad else "the losses are finite but a gradient is not"
-    return f"step {step + 1}: {what}; {last_good(settings.out)}; {_REMEDY}"
 
 
 def _note(scores: dict[str, Score]) -> str:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import pretrain.engine as engine
+import pretrain.step as step_module
 from corpora.common.errors import MachineError, Stopped, UserError
 from pretrain.artifact import load_prompt
 from pretrain.backbone import load_backbone
@@ -224,7 +225,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(settings: Make, stop_a
 
 
 @pytest.mark.defect(10)
-@pytest.mark.parametrize("place", ["_train_step", "evaluate", "save_checkpoint", "save_prompt"])
+@pytest.mark.parametrize("place", ["train_step", "evaluate", "save_checkpoint", "save_prompt"])
 def test_a_run_that_died_anywhere_goes_on_to_the_same_bytes(
     settings: Make, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -283,7 +284,7 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = settings(formats=["sentence_pair"], steps=8)
-    real, calls = engine.example_losses, iter(range(1000))
+    real, calls = step_module.example_losses, iter(range(1000))
 
     def nan_from_the_fifth_step(logits: torch.Tensor, batch: Any) -> torch.Tensor:
         losses = real(logits, batch)
@@ -291,7 +292,7 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
             losses = losses * torch.where(torch.arange(len(losses)) == 0, torch.nan, 1.0)
         return losses
 
-    monkeypatch.setattr(engine, "example_losses", nan_from_the_fifth_step)
+    monkeypatch.setattr(step_module, "example_losses", nan_from_the_fifth_step)
     with pytest.raises(MachineError) as caught:
         pretrain(run)
     message = str(caught.value)
@@ -370,7 +371,7 @@ def test_prompts_that_get_no_gradient_end_the_run_by_name(
     settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weight decay moves them all the same."""
-    real = engine.example_losses
-    monkeypatch.setattr(engine, "example_losses", lambda *arguments: real(*arguments) * 0.0)
+    real = step_module.example_losses
+    monkeypatch.setattr(step_module, "example_losses", lambda *arguments: real(*arguments) * 0.0)
     with pytest.raises(UserError, match="prompt unified does not train: its gradient has been zero"):
         pretrain(settings(steps=8, formats=["unified"], weight_decay=0.1))
