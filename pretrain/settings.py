@@ -14,6 +14,7 @@ from corpora.common.progress import say
 from corpora.common.settings import Settings, read_yaml
 
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
+Weights = Literal["full", "int8", "nf4", "fp8"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
 
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies and on how many
@@ -56,6 +57,7 @@ class PretrainSettings(Settings):
     log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    weights: Weights = "full"  # of the backbone's layers: full (as dtype says), int8, nf4 or fp8
     device: Literal["auto", "cpu"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0  # 3 shards the backbone; see docs/pretraining.md for 1 and 2
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
@@ -90,6 +92,13 @@ class PretrainSettings(Settings):
             raise ValueError(
                 "export_step asks for a fixed step and patience stops before it; expected one of them"
             )
+        if self.weights != "full" and self.zero_stage == 3:
+            raise ValueError(
+                f"weights is {self.weights} and zero_stage is 3, which cuts single weights over processes; "
+                "expected weights full, or zero_stage 0, where each process holds all of them"
+            )
+        if self.weights == "fp8" and self.dtype != "bfloat16":
+            raise ValueError(f"weights is fp8 and dtype is {self.dtype}; fp8 goes with bfloat16")
         if self.batch_tokens <= self.prompt_len:
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "
