@@ -66,6 +66,7 @@ def load_weights(
     Raises:
         UserError: weights are missing or have another shape than the configuration says.
     """
+    config.dtype = keeping.dtype
     with torch.device("meta"):
         model = kind(config)
     shapes = {own: tensor.shape for own, tensor in model.state_dict().items()}

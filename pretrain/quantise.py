@@ -205,27 +205,31 @@ def rows_to_fp8(values_NK: Tensor) -> tuple[Tensor, Tensor]:
     return (values_NK.float() / scales_N1).to(FP8), scales_N1
 
 
+def _to_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
+    """`rows_to_fp8` of [..., K], in one kernel instead of six where there is a compiler for the device's."""
+    values_NK = values.flatten(0, -2)
+    if values.is_cuda and not torch.compiler.is_compiling():
+        return _compiled_rows_to_fp8()(values_NK)  # type: ignore[no-any-return]
+    return rows_to_fp8(values_NK)
+
+
 @functools.cache
-def _row_kernel(device: str) -> Any:
-    """`rows_to_fp8` as one kernel instead of six where there is a compiler for the device's."""
-    if device == "cuda" and importlib.util.find_spec("triton") is not None:
-        return torch.compile(rows_to_fp8, dynamic=True)
-    return rows_to_fp8
+def _compiled_rows_to_fp8() -> Any:
+    has_compiler = importlib.util.find_spec("triton") is not None
+    return torch.compile(rows_to_fp8, dynamic=True) if has_compiler else rows_to_fp8
 
 
 _latest: tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]] | None = None
 
 
 def _inputs_to_fp8(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """`rows_to_fp8` of [..., K] inputs; once where several layers take the same, as q, k and v do."""
+    """`_to_fp8` of a layer's inputs; once where several layers take the same, as q, k and v do."""
     global _latest
     if torch.compiler.is_compiling():  # the compiler sees for itself what is computed twice
-        return rows_to_fp8(inputs.detach().flatten(0, -2))
-    if _latest is not None and _latest[0]() is inputs and _latest[1] == inputs._version:
-        return _latest[2]
-    quantised = _row_kernel(inputs.device.type)(inputs.detach().flatten(0, -2))
-    _latest = (weakref.ref(inputs), inputs._version, quantised)
-    return quantised
+        return _to_fp8(inputs.detach())
+    if _latest is None or _latest[0]() is not inputs or _latest[1] != inputs._version:
+        _latest = (weakref.ref(inputs), inputs._version, _to_fp8(inputs.detach()))
+    return _latest[2]
 
 
 class _Fp8Product(torch.autograd.Function):
@@ -241,7 +245,7 @@ class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         backward_KM, scales_1K = ctx.saved_tensors
-        fp8_NM, scales_N1 = _row_kernel(grad.device.type)(grad.flatten(0, -2))
+        fp8_NM, scales_N1 = _to_fp8(grad)
         grad_NK = _fp8_product(fp8_NM, scales_N1, backward_KM, scales_1K, grad.dtype)
         return grad_NK.view(*grad.shape[:-1], -1), None, None, None, None, None, None
 
