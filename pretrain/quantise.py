@@ -209,7 +209,7 @@ def _to_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
     """`rows_to_fp8` of [..., K], in one kernel instead of six where there is a compiler for the device's."""
     values_NK = values.flatten(0, -2)
     if values.is_cuda and not torch.compiler.is_compiling():
-        return _compiled_rows_to_fp8()(values_NK)  # type: ignore[no-any-return]
+        return _compiled_rows_to_fp8()(values_NK)
     return rows_to_fp8(values_NK)
 
 
