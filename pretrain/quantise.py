@@ -32,14 +32,15 @@ FP8 = torch.float8_e4m3fn
 FP8_MULTIPLE = 16  # of both sides of a weight: what torch._scaled_mm takes
 FP8_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
 
+# The decoder's keys and values of the encoder are left whole: `t5_forward` reads their weights and never makes them.
 _QUANTISED = re.compile(
     r"(encoder|decoder)\.block\.\d+\.layer\.\d+\."
-    r"((SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))\.weight"
+    r"(SelfAttention\.[qkvo]|EncDecAttention\.[qo]|DenseReluDense\.(wi|wi_0|wi_1|wo))\.weight"
 )
 
 
 def is_quantised(name: str) -> bool:
-    """Whether a tensor of this name is a block's linear layer; embeddings, norms, biases and the head stay as they are."""
+    """Whether a tensor of this name is a linear layer that is quantised; embeddings, norms, biases and the head are not."""
     return _QUANTISED.fullmatch(name) is not None
 
 
@@ -133,8 +134,8 @@ class BlockLinear(torch.nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., K] to [..., M]."""
-        output: Tensor = _BlockProduct.apply(inputs, self)
-        return output
+        output_NM: Tensor = _BlockProduct.apply(inputs.flatten(0, -2), self)
+        return output_NM if inputs.dim() == 2 else output_NM.view(*inputs.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -188,10 +189,9 @@ class Fp8Linear(torch.nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., K] bfloat16 to [..., M]."""
         fp8_NK, scales_N1 = _inputs_to_fp8(inputs)
-        output: Tensor = _Fp8Product.apply(
-            inputs, fp8_NK, scales_N1, self.forward_MK, self.scales_1M, self.backward_KM, self.scales_1K
-        )
-        return output
+        held = (self.forward_MK, self.scales_1M, self.backward_KM, self.scales_1K)
+        output_NM: Tensor = _Fp8Product.apply(inputs.flatten(0, -2), fp8_NK, scales_N1, *held)
+        return output_NM if inputs.dim() == 2 else output_NM.view(*inputs.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         """What `print` shows of the layer."""
@@ -236,18 +236,17 @@ class _Fp8Product(torch.autograd.Function):
     """inputs @ weight.T in FP8; saved are the weights, nothing of the inputs."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, fp8_NK: Tensor, scales_N1: Tensor, *weights: Tensor) -> Tensor:
-        forward_MK, scales_1M, backward_KM, scales_1K = weights
+    def forward(ctx: Any, inputs_NK: Tensor, fp8_NK: Tensor, scales_N1: Tensor, *held: Tensor) -> Tensor:
+        forward_MK, scales_1M, backward_KM, scales_1K = held
         ctx.save_for_backward(backward_KM, scales_1K)
-        output_NM = _fp8_product(fp8_NK, scales_N1, forward_MK, scales_1M, inputs.dtype)
-        return output_NM.view(*inputs.shape[:-1], -1)
+        return _fp8_product(fp8_NK, scales_N1, forward_MK, scales_1M, inputs_NK.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_NM: Tensor) -> tuple[Tensor | None, ...]:
         backward_KM, scales_1K = ctx.saved_tensors
-        fp8_NM, scales_N1 = _to_fp8(grad)
-        grad_NK = _fp8_product(fp8_NM, scales_N1, backward_KM, scales_1K, grad.dtype)
-        return grad_NK.view(*grad.shape[:-1], -1), None, None, None, None, None, None
+        fp8_NM, scales_N1 = _to_fp8(grad_NM)
+        grad_NK = _fp8_product(fp8_NM, scales_N1, backward_KM, scales_1K, grad_NM.dtype)
+        return grad_NK, None, None, None, None, None, None
 
 
 def _fp8_product(

@@ -117,6 +117,21 @@ def test_a_layer_keeps_no_weight_in_full_precision_and_nothing_of_its_inputs(
     assert out.requires_grad and all(tensor.data_ptr() in held for tensor in saved)
 
 
+@pytest.mark.parametrize("weights", WAYS)
+@pytest.mark.parametrize("shape", [(7, 128), (2, 5, 128)])
+def test_what_a_layer_gives_may_be_changed_in_place(
+    weight_MK: torch.Tensor, weights: Weights, shape: tuple[int, ...]
+) -> None:
+    layer = quantised_linear(weight_MK, weights)
+    one = torch.ones(shape, dtype=torch.bfloat16, requires_grad=True)
+    other = torch.ones(shape, dtype=torch.bfloat16, requires_grad=True)
+    out = layer(one).add_(one[..., :64])
+    out.sum().backward()
+    (layer(other) + other[..., :64]).sum().backward()
+    assert one.grad is not None and out.shape == (*shape[:-1], 64)
+    assert torch.equal(one.grad, other.grad)
+
+
 def test_layers_that_take_the_same_inputs_quantise_them_once_until_they_change(
     weight_MK: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,12 +154,14 @@ def test_the_blocks_linear_layers_are_quantised_and_nothing_else() -> None:
     backbone = load_backbone(POCKET, "bfloat16", weights="int8")
     config = backbone.model.config
     layers = [module for module in backbone.model.modules() if isinstance(module, BlockLinear)]
-    # An encoder block: q, k, v, o and a gated feed-forward of three; a decoder block four more.
-    assert len(layers) == 7 * config.num_layers + 11 * config.num_decoder_layers
+    # An encoder block: q, k, v, o and a gated feed-forward of three; a decoder block q and o more.
+    assert len(layers) == 7 * config.num_layers + 9 * config.num_decoder_layers
     left = {name for name, _ in backbone.model.named_parameters()}
     assert not any(is_quantised(name) for name in left)
+    assert all("EncDecAttention" in name for name in left if name.endswith(("k.weight", "v.weight")))
     assert {".".join(name.split(".")[-2:]) for name in left} == {
         "shared.weight", "final_layer_norm.weight", "layer_norm.weight", "relative_attention_bias.weight",
+        "k.weight", "v.weight",
     }  # fmt: skip
     assert {parameter.dtype for parameter in backbone.model.parameters()} == {torch.bfloat16}
 
