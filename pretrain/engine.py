@@ -60,7 +60,7 @@ def pretrain(
         MachineError: the disk is full, another process died, or a loss is not finite.
         Stopped: asked to; the same command goes on.
     """
-    processes = start_processes(settings.device)
+    processes = start_processes(settings.device, settings.tensor_parallel)
     out = settings.out
     check_inputs(settings)
     check_same_run(settings)

@@ -10,8 +10,10 @@ import torch
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import Batch
-from pretrain.distributed import Processes, import_deepspeed, quiet
+from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
+from pretrain.offload import fit_buffers
 from pretrain.prompts import insert_prompts
+from pretrain.tensor_parallel import make_tensor_parallel
 
 
 class PromptedBackbone(torch.nn.Module):
@@ -60,10 +62,10 @@ def run_batch(
 def deepspeed_module(
     backbone: Backbone, config: dict[str, Any] | None, processes: Processes
 ) -> torch.nn.Module:
-    """Hand the frozen backbone to DeepSpeed.
+    """Hand the frozen backbone to DeepSpeed, cut first where processes share layers.
 
     Args:
-        backbone: loaded, on any device; a ZeRO 3 engine shards it in place.
+        backbone: loaded, on any device; it is cut, and sharded by a ZeRO 3 engine, in place.
         config: DeepSpeed's configuration as in `launch/zero`; None: ZeRO 0.
         processes: of the job.
 
@@ -72,7 +74,7 @@ def deepspeed_module(
         optimiser, and this engine has none.
 
     Raises:
-        UserError: DeepSpeed refuses the configuration.
+        UserError: DeepSpeed refuses the configuration, or the backbone cannot be divided so.
     """
     config = dict(config or {"gradient_clipping": 0.0})
     zero = dict(config.get("zero_optimization", {}))
@@ -80,13 +82,20 @@ def deepspeed_module(
         # These stages shard the state and the gradients of what the engine trains. It trains nothing, and DeepSpeed
         # refuses them without an optimiser of its own: what is left of them is stage 0.
         zero = {"stage": 0}
-    config["zero_optimization"] = zero
+    unit = None
+    if processes.tensor_parallel > 1:
+        make_tensor_parallel(
+            backbone.model, processes.tensor_parallel, processes.tensor_rank, processes.tensor_group, backbone.name
+        )  # fmt: skip
+        unit = ParallelUnit(processes)
+    largest = max(parameter.numel() for parameter in backbone.model.parameters())
+    config["zero_optimization"] = fit_buffers(zero, largest, processes.data_world)
     config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
     module = PromptedBackbone(backbone).requires_grad_(False).eval()
     deepspeed = import_deepspeed(processes.device.type)
     try:
         with quiet():
-            engine, *_ = deepspeed.initialize(model=module, config=config)
+            engine, *_ = deepspeed.initialize(model=module, config=config, mpu=unit)
     except (deepspeed.DeepSpeedConfigError, ValueError, TypeError) as error:
         raise UserError(
             f"DeepSpeed refuses its configuration: {str(error).strip().splitlines()[0]}"
