@@ -71,12 +71,10 @@ class Processes:
             MachineError: another process is gone.
         """
         if self.world > 1:
-            import deepspeed.comm
-
             if self.tensor_rank > 0:
                 tensor[: len(tensor) - wishes].zero_()
             with lost_process():
-                deepspeed.comm.all_reduce(tensor)
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:

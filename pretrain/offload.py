@@ -87,9 +87,11 @@ def check_offload(offload: Offload, nvme_path: Path | None) -> None:
     command = [compiler, *flags, "-x", "c++", "-", "-o", os.devnull, *libraries, "-laio"]
     done = subprocess.run(command, input=_AIO_PROGRAM, capture_output=True, text=True, check=False)
     if done.returncode:
+        reason = next((line for line in done.stderr.splitlines() if "libaio" in line or "laio" in line), None)
+        reason = reason or (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise MachineError(
-            "offload nvme: libaio is missing, which DeepSpeed reads and writes through; install libaio-dev "
-            "(libaio-devel), or take offload cpu"
+            f"offload nvme: DeepSpeed reads and writes through libaio, which cannot be compiled with here "
+            f"({reason.strip()[:120]}); install libaio-dev (libaio-devel), or take offload cpu"
         )
 
 

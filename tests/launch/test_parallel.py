@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from corpora.common.settings import load_settings
 from pretrain.checkpoint import checkpoint_path
-from pretrain.offload import check_offload
 from pretrain.settings import ALL_FORMATS, PretrainSettings
 
 STEPS = 12

@@ -124,13 +124,14 @@ def process(rank: int, world: int, folder: Path) -> None:
         case["layers"] = [model.config.num_layers, model.config.num_decoder_layers]
         case["checksum"] = [float(shared[what].double().sum()) for what in shared]
         seen.append(case)
-    (folder / f"seen-{rank}.json").write_text(json.dumps(seen))
+    counted = here.sum(torch.tensor([1.0, 2.0, 4.0]) + rank, wishes=1).tolist()
+    (folder / f"seen-{rank}.json").write_text(json.dumps({"cases": seen, "counted": counted}))
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    """What each of two processes saw, case by case."""
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("shared")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = [
@@ -141,6 +142,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]
         _, errors = one.communicate(timeout=120)
         assert one.returncode == 0, errors.decode()
     return [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def seen(reports: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """What each of two processes saw, case by case."""
+    return [report["cases"] for report in reports]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(map(str, case)) for case in CASES])
@@ -157,6 +164,10 @@ def test_loss_gradient_and_update_are_those_of_one_process(seen: list[Any], case
 
 def test_all_processes_of_a_group_have_the_same_numbers(seen: list[Any]) -> None:
     assert [case["checksum"] for case in seen[0]] == [case["checksum"] for case in seen[1]]
+
+
+def test_the_processes_of_a_group_count_once_but_each_may_have_a_wish(reports: list[Any]) -> None:
+    assert [report["counted"] for report in reports] == [[1.0, 2.0, 4.0 + 5.0]] * 2
 
 
 def test_each_block_sums_once_for_all_layers_that_read_the_same_input(seen: list[Any]) -> None:
