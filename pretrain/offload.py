@@ -95,6 +95,26 @@ def check_offload(offload: Offload, nvme_path: Path | None) -> None:
         )
 
 
+def check_dtype(zero: dict[str, Any], dtype: str, device: str) -> None:
+    """Refuse weights that DeepSpeed would read back from a disk as another type.
+
+    Args:
+        zero: the block `zero_optimization`.
+        dtype: of the weights, as `float32`.
+        device: kind of device that computes, as `cpu`.
+
+    Raises:
+        UserError: on a CPU, weights in float32: DeepSpeed 0.19.8 makes its buffers there bfloat16 whatever they are
+            (`Init._set_dtype` takes the type asked for only where float16 is supported).
+    """
+    block = zero.get("offload_param", {})
+    if block.get("device") == "nvme" and device == "cpu" and dtype != "bfloat16":
+        raise UserError(
+            f"offload nvme on a CPU works in bfloat16 alone (DeepSpeed's buffers are), and the backbone is "
+            f"{dtype}; expected dtype bfloat16, or offload cpu"
+        )
+
+
 @contextlib.contextmanager
 def swap_removed(offload: Offload, nvme_path: Path | None, out: Path, first: bool) -> Iterator[None]:
     """Free the disk when the run ends: its files there are as large as the backbone, and of no use without it.

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,33 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from corpora.common.errors import MachineError
 from corpora.common.settings import load_settings
 from pretrain.checkpoint import checkpoint_path
+from pretrain.offload import check_offload
 from pretrain.settings import ALL_FORMATS, PretrainSettings
 
 STEPS = 12
+PPT = [str(Path(sys.executable).parent / "ppt")]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def make_backbone(like: Path, folder: Path, d_ff: int) -> None:
+    """A random backbone of one layer a side with the vocabulary of another."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shutil.copytree(like, folder)
+    shape = {"num_layers": 1, "num_decoder_layers": 1, "d_ff": d_ff}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        T5ForConditionalGeneration(T5Config.from_pretrained(like, **shape)).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, build_dir: Path, backbone_dir: Path) -> Path:
     """A run of seconds; half of the backbone's feed-forward is still large enough for ZeRO 3 to shard it."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
     folder = tmp_path_factory.mktemp("parallel")
-    shutil.copytree(backbone_dir, folder / "wide")
-    shape = {"num_layers": 1, "num_decoder_layers": 1, "d_ff": 1024}
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        T5ForConditionalGeneration(T5Config.from_pretrained(backbone_dir, **shape)).save_pretrained(
-            folder / "wide"
-        )
+    make_backbone(backbone_dir, folder / "wide", d_ff=1024)
     values: dict[str, Any] = {
         "out": str(folder / "run"), "corpora": str(build_dir), "backbone": str(folder / "wide"), "prompt_len": 4,
         "steps": STEPS, "batch_size": 2, "batch_tokens": 300, "eval_every": 6, "save_every": STEPS, "log_every": 1,
@@ -50,11 +58,10 @@ def launch(config: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `ppt pretrain` to its end."""
 
     def run(out: Path, processes: int, *overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).parent / "ppt"), "pretrain", str(config), f"out={out}"]
+        command = [*PPT, "pretrain", str(config), f"out={out}", f"processes={processes}", *overrides]
         return subprocess.run(
-            [*command, f"processes={processes}", *overrides],
-            capture_output=True, text=True, timeout=600, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            command, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT
+        )
 
     return run
 
@@ -142,3 +149,33 @@ def test_every_way_to_share_learns_what_one_process_learns(
     launch: Any, config: Path, alone: Path, start: torch.Tensor, processes: int, overrides: list[str]
 ) -> None:
     check(launch, config, alone, start, processes, overrides)
+
+
+@pytest.mark.torture  # DeepSpeed compiles its operator first, minutes the first time
+def test_a_backbone_on_a_disk_gives_the_losses_of_one_in_memory_and_leaves_nothing_there(
+    launch: Any, config: Path, backbone_dir: Path, start: torch.Tensor
+) -> None:
+    disk = config.parent / "disk"
+    disk.mkdir()
+    try:
+        check_offload("nvme", disk)
+    except MachineError as error:
+        pytest.skip(str(error))
+    make_backbone(backbone_dir, config.parent / "wider", d_ff=16384)  # a weight of 1 MiB goes to the disk
+    common = ["dtype=bfloat16", f"backbone={config.parent / 'wider'}"]
+    memory, out = config.parent / "memory", config.parent / "on disk"
+    done = launch(memory, 1, *common)
+    assert done.returncode == 0, done.stdout + done.stderr
+    overrides = [f"out={out}", "processes=1", "zero_stage=3", "offload=nvme", f"nvme_path={disk}", *common]
+    job = subprocess.Popen(
+        [*PPT, "pretrain", str(config), *overrides],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    seen = 0
+    while job.poll() is None:
+        seen = max(seen, len(list(disk.rglob("*.swp"))))
+        time.sleep(0.2)
+    assert job.returncode == 0, job.stdout and job.stdout.read()
+    assert seen == 6  # wi_0, wi_1 and wo of both sides
+    assert list(disk.iterdir()) == []
+    same_run(memory, out, start)

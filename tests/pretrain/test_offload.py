@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from corpora.common.errors import MachineError, UserError
-from pretrain.offload import check_offload, fit_buffers, swap_folder, swap_removed, with_offload
+from pretrain.offload import check_dtype, check_offload, fit_buffers, swap_folder, swap_removed, with_offload
 from pretrain.settings import PretrainSettings, check_inputs
 
 PRESET = json.loads((Path(__file__).parents[2] / "launch" / "zero" / "zero3.json").read_text())
@@ -87,3 +87,14 @@ def test_a_machine_without_a_compiler_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match="install g"):
         check_offload("nvme", tmp_path)
+
+
+def test_weights_that_would_come_back_from_the_disk_as_another_type_are_refused() -> None:
+    nvme: dict[str, Any] = {"stage": 3, "offload_param": {"device": "nvme"}}
+    with pytest.raises(
+        UserError, match=r"works in bfloat16 alone .* is float32; expected dtype bfloat16, or offload cpu"
+    ):
+        check_dtype(nvme, "float32", "cpu")
+    check_dtype(nvme, "bfloat16", "cpu")
+    check_dtype(nvme, "float32", "cuda")
+    check_dtype({"stage": 3}, "float32", "cpu")

@@ -21,6 +21,9 @@ from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from pretrain.backbone import Backbone
 from pretrain.distributed import form_groups
+from pretrain.frozen_layers import freeze_norms
+from pretrain.packed_attention import grouped_attention
+from pretrain.packed_encoder import encode_packed
 from pretrain.prompts import PromptBank, insert_prompts
 from pretrain.tensor_parallel import check_degree, cut_weights, make_tensor_parallel, weight_part
 
@@ -82,7 +85,14 @@ def learn(model: Any, number: int) -> dict[str, torch.Tensor]:
     embeds_BLD, mask_BL = insert_prompts(bank.prompts_KPD, backbone.embed(ids_BL), mask_BL, prompt_ids_B)
     if number == 1:
         embeds_BLD = embeds_BLD.mT.contiguous().mT
-    logits_BTV = backbone.target_logits(embeds_BLD, mask_BL, decoder_ids_BT)
+    if number == 2:  # as pre-training does it, examples end to end
+        freeze_norms(model)
+        attend = grouped_attention(model, mask_BL.sum(1).numpy())
+        states_ND = encode_packed(model, embeds_BLD[mask_BL], attend)
+        states_BLD = torch.zeros_like(embeds_BLD).index_put((mask_BL,), states_ND)
+    else:
+        states_BLD = backbone.encode(embeds_BLD, mask_BL)
+    logits_BTV = backbone.decode(states_BLD, mask_BL, decoder_ids_BT)
     loss = torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), decoder_ids_BT.flatten())
     loss.backward()
     assert bank.prompts_KPD.grad is not None
