@@ -127,9 +127,9 @@ def deepspeed_module(
             backbone.model, processes.tensor_parallel, processes.tensor_rank, processes.tensor_group, backbone.name
         )  # fmt: skip
         unit = ParallelUnit(processes)
-    largest = max(module.parameters(), key=torch.Tensor.numel)
-    check_dtype(zero, str(largest.dtype).removeprefix("torch."), processes.device.type)
-    config["zero_optimization"] = fit_buffers(zero, largest.numel(), processes.data_world)
+    check_dtype(zero, str(backbone.model.dtype).removeprefix("torch."), processes.device.type)
+    largest = max(parameter.numel() for parameter in module.parameters())
+    config["zero_optimization"] = fit_buffers(zero, largest, processes.data_world)
     config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
     deepspeed = import_deepspeed(processes.device.type)
     try:

@@ -102,36 +102,58 @@ def weight_part(name: str, shape: Sequence[int], degree: int, rank: int) -> tupl
     return tuple(part)
 
 
-def cut_weights(model: Any, degree: int, rank: int, name: str = "the backbone") -> None:
+def cut_weights(model: Any, degree: int, rank: int) -> None:
     """Keep one process's part of every layer, in place; the rest is freed.
 
-    A model on torch's `meta` device may be cut before its weights are read.
+    A weight that holds its part already stays as it is, so a loader may have read no more than that.
 
     Args:
-        model: a transformers T5 or mT5, whole; its weights are plain tensors (quantise afterwards).
+        model: a transformers T5 or mT5 that `check_degree` let pass; its layers are not quantised.
         degree: processes of a group.
         rank: which of them this is.
-        name: what an error calls the model.
 
     Raises:
-        UserError: it cannot be divided so.
+        ValueError: a weight is neither whole nor a part.
     """
-    check_degree(model.config, degree, name)
     for path, module in model.named_modules():
-        if path.rsplit(".", 1)[-1] in CUT_AXES:
-            weight = module.weight
-            part = weight.detach()[weight_part(f"{path}.weight", weight.shape, degree, rank)]
-            # A copy: a view would keep the whole weight in memory.
-            module.weight = torch.nn.Parameter(
-                part.clone(memory_format=torch.contiguous_format), requires_grad=False
-            )
-            if isinstance(module, torch.nn.Embedding):
-                module.embedding_dim = part.shape[1]
-            else:
-                module.out_features, module.in_features = part.shape
+        layer = path.rsplit(".", 1)[-1]
+        if layer in CUT_AXES:
+            _cut(module, path, degree, rank, _whole_size(model.config, layer))
         elif hasattr(module, "n_heads"):
-            module.n_heads //= degree
-            module.inner_dim //= degree
+            module.n_heads = model.config.num_heads // degree
+            module.inner_dim = module.n_heads * model.config.d_kv
+
+
+def _whole_size(config: Any, layer: str) -> int:
+    """Length of a whole layer's weight along the axis that is cut."""
+    if layer == "relative_attention_bias":
+        return int(config.num_heads)
+    return int(config.d_ff) if layer.startswith("w") else int(config.num_heads * config.d_kv)
+
+
+def _cut(module: Any, path: str, degree: int, rank: int, whole: int) -> None:
+    weight, axis = module.weight, CUT_AXES[path.rsplit(".", 1)[-1]]
+    shape = tuple(
+        getattr(weight, "ds_shape", weight.shape)
+    )  # ZeRO 3 keeps the shape of what it has sharded there
+    sharded = hasattr(weight, "ds_shape")
+    if len(shape) != 2 or shape[axis] not in ([whole // degree] if sharded else [whole, whole // degree]):
+        raise ValueError(
+            f"{path} has a weight of shape {shape}; expected {whole} or, in {degree} parts, {whole // degree} along axis "
+            f"{axis}, cut before it is sharded or quantised"
+        )
+    if not sharded:
+        here = weight_part(f"{path}.weight", shape, degree, rank)
+        part = weight.detach()[here] if shape[axis] == whole else weight.detach()
+        # A copy where it is a view: that would keep the whole weight in memory.
+        alone = part.is_contiguous() and part.untyped_storage().nbytes() == part.nbytes
+        part = part if alone else part.clone(memory_format=torch.contiguous_format)
+        module.weight = torch.nn.Parameter(part, requires_grad=False)
+        shape = tuple(part.shape)
+    if isinstance(module, torch.nn.Embedding):
+        module.embedding_dim = shape[1]
+    else:
+        module.out_features, module.in_features = shape
 
 
 def connect(model: Any, group: Any) -> None:
@@ -162,7 +184,7 @@ def connect(model: Any, group: Any) -> None:
 
 
 def make_tensor_parallel(model: Any, degree: int, rank: int, group: Any, name: str) -> None:
-    """Cut a model's weights, unless its loader has, and connect it to its group.
+    """Cut a model's weights, where its loader has not, and connect it to its group.
 
     Args:
         model: a transformers T5 or mT5.
@@ -174,7 +196,6 @@ def make_tensor_parallel(model: Any, degree: int, rank: int, group: Any, name: s
     Raises:
         UserError: it cannot be divided so.
     """
-    whole = model.encoder.block[0].layer[0].SelfAttention.n_heads == model.config.num_heads
-    if whole:
-        cut_weights(model, degree, rank, name)
+    check_degree(model.config, degree, name)
+    cut_weights(model, degree, rank)
     connect(model, group)

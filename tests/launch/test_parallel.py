@@ -152,8 +152,8 @@ def test_every_way_to_share_learns_what_one_process_learns(
 
 
 @pytest.mark.torture  # DeepSpeed compiles its operator first, minutes the first time
-def test_a_backbone_on_a_disk_gives_the_losses_of_one_in_memory_and_leaves_nothing_there(
-    launch: Any, config: Path, backbone_dir: Path, start: torch.Tensor
+def test_a_backbone_on_a_disk_gives_the_bytes_of_one_in_memory_and_leaves_nothing_there(
+    launch: Any, config: Path, backbone_dir: Path
 ) -> None:
     disk = config.parent / "disk"
     disk.mkdir()
@@ -162,11 +162,11 @@ def test_a_backbone_on_a_disk_gives_the_losses_of_one_in_memory_and_leaves_nothi
     except MachineError as error:
         pytest.skip(str(error))
     make_backbone(backbone_dir, config.parent / "wider", d_ff=16384)  # a weight of 1 MiB goes to the disk
-    common = ["dtype=bfloat16", f"backbone={config.parent / 'wider'}"]
+    common = ["dtype=bfloat16", "zero_stage=3", f"backbone={config.parent / 'wider'}"]
     memory, out = config.parent / "memory", config.parent / "on disk"
     done = launch(memory, 1, *common)
     assert done.returncode == 0, done.stdout + done.stderr
-    overrides = [f"out={out}", "processes=1", "zero_stage=3", "offload=nvme", f"nvme_path={disk}", *common]
+    overrides = [f"out={out}", "processes=1", "offload=nvme", f"nvme_path={disk}", *common]
     job = subprocess.Popen(
         [*PPT, "pretrain", str(config), *overrides],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
@@ -178,4 +178,5 @@ def test_a_backbone_on_a_disk_gives_the_losses_of_one_in_memory_and_leaves_nothi
     assert job.returncode == 0, job.stdout and job.stdout.read()
     assert seen == 6  # wi_0, wi_1 and wo of both sides
     assert list(disk.iterdir()) == []
-    same_run(memory, out, start)
+    assert (memory / "metrics.jsonl").read_bytes() == (out / "metrics.jsonl").read_bytes()
+    assert torch.equal(prompts(memory), prompts(out))

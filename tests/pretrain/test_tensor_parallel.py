@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
@@ -210,14 +209,30 @@ def test_the_parts_together_are_the_whole_and_hold_no_more_memory(projection: st
     assert cut == blocks * 2 // 3
 
 
-def test_a_model_without_weights_can_be_cut_before_they_are_read() -> None:
-    with torch.device("meta"):
-        model = T5ForConditionalGeneration(tiny().config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    cut_weights(model, 2, 1)
-    for name, parameter in model.named_parameters():
-        wanted = np.empty(shapes[name], dtype=np.int8)[weight_part(name, shapes[name], 2, 1)].shape
-        assert parameter.shape == wanted and parameter.is_meta, name
+def test_a_loader_may_have_read_no_more_than_the_parts() -> None:
+    whole, read = tiny(), tiny()
+    for name, parameter in list(read.named_parameters()):
+        owner = read.get_submodule(name.rpartition(".")[0])
+        part = parameter[weight_part(name, parameter.shape, 2, 1)]
+        owner.weight = torch.nn.Parameter(part, requires_grad=False)
+    cut_weights(whole, 2, 1)
+    cut_weights(read, 2, 1)
+    for name, wanted in whole.named_parameters():
+        found = read.get_parameter(name)
+        assert torch.equal(found, wanted) and found.is_contiguous(), name
+        if "block" in name:
+            assert found.untyped_storage().nbytes() == found.nbytes, name
+    attention = read.encoder.block[0].layer[0].SelfAttention
+    assert attention.n_heads == read.config.num_heads // 2 and attention.q.out_features == len(
+        attention.q.weight
+    )
+
+
+def test_weights_that_are_neither_whole_nor_parts_are_an_error() -> None:
+    model = tiny(num_heads=4)
+    cut_weights(model, 4, 0)
+    with pytest.raises(ValueError, match="q has a weight of shape"):
+        cut_weights(model, 2, 0)
 
 
 @pytest.mark.parametrize(
