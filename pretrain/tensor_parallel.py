@@ -10,7 +10,7 @@ Cross attention's keys and values read the encoder's final norm, which sums like
 else would count that gradient once a process.
 
 DeepSpeed's AutoTP is not used: in 0.19.8 it sums a contiguous copy and drops it where a tensor is not contiguous, so that
-loss and gradient are silently those of one part, and it sums the gradients of q, k and v apart.
+the gradient is silently that of one part (docs/pretraining.md), and it sums the gradients of q, k and v apart.
 """
 
 from __future__ import annotations
