@@ -60,7 +60,7 @@ def pretrain(
         MachineError: the disk is full, another process died, or a loss is not finite.
         Stopped: asked to; the same command goes on.
     """
-    processes = start_processes(settings.device)
+    processes = start_processes(settings.device, settings.tensor_parallel)
     out = settings.out
     check_inputs(settings)
     check_same_run(settings)
@@ -269,6 +269,8 @@ def _say_what_runs(
         f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
         f"{settings.dtype}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
+        + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
+        + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")
     )
     if stage in (1, 2):
         say(
