@@ -61,7 +61,7 @@ class FlexAttention:
 
         # Within a compiled block it is fused with it; by itself it is compiled where there is a kernel for it.
         alone = query_NI.device.type != "cpu" and not torch.compiler.is_compiling()
-        fused: Callable[..., Any] = _fused() if alone else flex_attention
+        fused: Any = _fused() if alone else flex_attention
         mixed: Tensor = fused(query, key, value, score_mod=biased, block_mask=self.mask, scale=1.0)
         return mixed.transpose(1, 2).reshape(query_NI.shape)
 
@@ -70,8 +70,8 @@ class FlexAttention:
 
 
 @functools.cache
-def _fused() -> Callable[..., Any]:
-    fused: Callable[..., Any] = torch.compile(flex_attention, dynamic=False)
+def _fused() -> Any:
+    fused: Any = torch.compile(flex_attention, dynamic=False)
     return fused
 
 
