@@ -26,7 +26,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.distributed import Processes, start_processes
 from pretrain.evaluation import Score, evaluate
-from pretrain.forward import deepspeed_module
+from pretrain.forward import ForwardOptions, deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
@@ -60,7 +60,7 @@ def pretrain(
         MachineError: the disk is full, another process died, or a loss is not finite.
         Stopped: asked to; the same command goes on.
     """
-    processes = start_processes(settings.device)
+    processes = start_processes(settings.device, settings.tensor_parallel)
     out = settings.out
     check_inputs(settings)
     check_same_run(settings)
@@ -144,13 +144,13 @@ def _prepare(
     The prompts are made from the loaded backbone, and everything is in place before DeepSpeed's engine is built
     (the released code did both too late: identical rows, and an optimiser with stale weights).
     """
-    shards = (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3
     backbone = load_backbone(
         settings.backbone,
         dtype=settings.dtype,
         device=processes.device,
         weights=settings.weights,
-        zero3=deepspeed_config if shards else None,
+        processes=processes,
+        deepspeed_config=deepspeed_config,
     )
     tokenizer = backbone.tokenizer()
     backbone.check_tokenizer(tokenizer)
@@ -183,7 +183,8 @@ def _prepare(
         state, metrics_bytes = RunState.restore(checkpoint, bank), int(checkpoint.state["metrics_bytes"])
         _check_fingerprints(state.fingerprints, fingerprints, settings)
         say(f"going on from step {state.step} ({checkpoint_path(settings.out, state.step)})")
-    net = deepspeed_module(backbone, deepspeed_config, processes)
+    options = ForwardOptions.of(settings, processes.device)
+    net = deepspeed_module(backbone, deepspeed_config, processes, options)
     _say_what_runs(settings, backbone, groups, deepspeed_config, processes)
     processes.wait()  # all have read the checkpoint; from here the first process writes
     if processes.first:
@@ -276,6 +277,8 @@ def _say_what_runs(
         f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
         f"{settings.dtype}{held}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
+        + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
+        + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")
     )
     if stage in (1, 2):
         say(
