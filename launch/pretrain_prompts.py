@@ -40,17 +40,25 @@ def main() -> int:
     try:
         from corpora.common.settings import load_settings
         from launch.launcher import config_path, zero_config_path
-        from pretrain.settings import PretrainSettings, check_inputs, read_deepspeed_config
+        from pretrain.settings import (
+            PretrainSettings,
+            check_inputs,
+            check_same_run,
+            read_deepspeed_config,
+        )
 
         settings = load_settings(PretrainSettings, config_path(arguments.config), arguments.overrides)
         check_inputs(settings)
-        json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage)
-        deepspeed_config = read_deepspeed_config(json_path)
+        check_same_run(settings)
 
         from pretrain.distributed import end_processes, lost_process
         from pretrain.engine import pretrain
+        from pretrain.plan_run import filled_in
 
         with lost_process():
+            settings = filled_in(settings)
+            json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage or 0)
+            deepspeed_config = read_deepspeed_config(json_path)
             pretrain(settings, deepspeed_config, should_stop=lambda: bool(_stop_asked))
         end_processes()
     except ENDINGS as error:

@@ -29,6 +29,7 @@ from pretrain.evaluation import Score, evaluate
 from pretrain.forward import deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
+from pretrain.plan_run import filled_in
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
 from pretrain.run_state import RunState
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished, learning_rate_scale
@@ -60,12 +61,13 @@ def pretrain(
         MachineError: the disk is full, another process died, or a loss is not finite.
         Stopped: asked to; the same command goes on.
     """
-    processes = start_processes(settings.device)
     out = settings.out
     check_inputs(settings)
     check_same_run(settings)
     if (done := finished(settings)) is not None:
         return done
+    settings = filled_in(settings)
+    processes = start_processes(settings.device)
 
     with contextlib.ExitStack() as stack:
         if processes.first:

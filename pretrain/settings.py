@@ -16,9 +16,11 @@ from corpora.common.settings import Settings, read_yaml
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
 
-# Keys that may differ when a run goes on in the folder of an earlier start: where it lies and on how many
-# processes it runs. Every other key decides what the run computes.
-FREE_KEYS = frozenset({"out", "processes", "launcher_log"})
+# Keys that a plan fills in where they are not set (pretrain/plan_run.py): they change rounding only.
+PLANNED_KEYS = ("zero_stage", "tensor_parallel", "offload", "checkpointing", "batch_tokens")
+# Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
+# runs and what each of them holds. Every other key decides what the run computes.
+FREE_KEYS = frozenset({"out", "processes", "launcher_log", "nvme_path", "planned_for", *PLANNED_KEYS})
 
 
 class PretrainSettings(Settings):
@@ -39,7 +41,8 @@ class PretrainSettings(Settings):
 
     steps: int = Field(2000, ge=1)  # optimiser steps
     batch_size: int = Field(64, ge=1)  # examples of each prompt group a step, all processes together
-    batch_tokens: int = Field(16384, ge=1)  # encoder tokens, prompt included, of a micro-batch on one device
+    # Encoder tokens, prompt included, of a micro-batch on one device; null: the plan's choice.
+    batch_tokens: int | None = Field(None, ge=1)
     count: Literal["label", "all"] = "label"  # target positions in the loss; all: the released code's way
 
     learning_rate: float = Field(0.3, gt=0)  # x embedding RMS
@@ -57,7 +60,14 @@ class PretrainSettings(Settings):
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
     device: Literal["auto", "cpu"] = "auto"
-    zero_stage: Literal[0, 1, 2, 3] = 0  # 3 shards the backbone; see docs/pretraining.md for 1 and 2
+    # How processes hold the backbone; null: the plan's choice.
+    zero_stage: Literal[0, 1, 2, 3] | None = None  # 3 shards it; see docs/pretraining.md for 1 and 2
+    checkpointing: bool | None = None  # compute each block twice and keep no activations of its inside
+    planned_for: int | None = None  # processes that the plan was made for; filled in with it
+    tensor_parallel: int | None = Field(None, ge=1)
+    offload: Literal["none", "cpu", "nvme"] | None = None
+    nvme_path: Path | None = None
+    weights: Literal["full", "int8", "nf4", "fp8"] = "full"
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
     processes: int | None = Field(None, ge=1)  # on this machine; null: one a GPU, or one on a CPU
     launcher_log: Literal["critical", "error", "warning", "info", "debug"] = "critical"  # DeepSpeed's own log
@@ -90,12 +100,23 @@ class PretrainSettings(Settings):
             raise ValueError(
                 "export_step asks for a fixed step and patience stops before it; expected one of them"
             )
-        if self.batch_tokens <= self.prompt_len:
+        if self.batch_tokens is not None and self.batch_tokens <= self.prompt_len:
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "
                 "not one example would fit"
             )
         return self
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """`batch_tokens`, which `filled_in` of pretrain/plan_run.py sets where a file does not.
+
+        Raises:
+            ValueError: it has not been.
+        """
+        if self.batch_tokens is None:
+            raise ValueError("batch_tokens is open; fill the settings in first")
+        return self.batch_tokens
 
 
 def learning_rate_scale(settings: PretrainSettings, step: int) -> float:
