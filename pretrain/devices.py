@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import read_yaml
@@ -53,7 +54,7 @@ def known_devices() -> dict[str, Device]:
     units = {"memory": GIB, "bandwidth": 1e9, "link": 1e9, "host": 1e9}
     devices = {}
     for kind, entry in read_yaml(KNOWN).items():
-        fields = {
+        fields: dict[str, Any] = {
             name: None if value is None else value * units.get(name, 1e12)
             for name, value in entry.items()
             if name != "match"

@@ -31,7 +31,7 @@ class Kept:
         float_heads: x H, always float32.
         gated, plain: x F, of a gated and of a plain feed-forward.
         passing: x F, that exist for a moment on top of all that is kept, when the way back starts in a feed-forward.
-        passing_scores: x H x attended tokens, likewise.
+        padding: share of padding in what attention keeps by head; scores have it along both sides.
     """
 
     width: float
@@ -41,12 +41,12 @@ class Kept:
     gated: float
     plain: float
     passing: float
-    passing_scores: float
+    padding: float
 
 
 # On a CPU attention is two products around a softmax, which keeps its result; a fused kernel keeps its output and the
 # logarithm of each sum instead.
-GROUPED = Kept(2, 3, 1, 0, 2, 1, 4, 0)
+GROUPED = Kept(2, 3, 1, 0, 2, 1, 4, 0.03)  # runs of like lengths (packed_attention.py) hold up to 5 %
 FUSED = Kept(2, 4, 0, 1, 2, 1, 4, 0)
 
 
@@ -97,13 +97,13 @@ def activation_bytes(
     heads, inner, middle = shape.num_heads / part, shape.inner / part, shape.d_ff / part
     e, d = strategy.bytes, shape.d_model
     inside = e * (
-        kept.inner * inner
-        + kept.scores * heads * work.attended
+        kept.inner * inner * (1 + kept.padding)
+        + kept.scores * heads * work.attended * (1 + 2 * kept.padding)
         + (kept.gated if shape.gated else kept.plain) * middle
         + (kept.width - 1) * d
     )
     inside += 4 * kept.float_heads * heads + 8  # and two norms' float32 scale
-    passing = e * (kept.passing * middle + kept.passing_scores * heads * work.attended)
+    passing = e * kept.passing * middle
     blocks = 1 if strategy.checkpointing else shape.num_layers
     # Every block keeps its input; the final norm keeps its own, and the decoder reads what it gives.
     token = shape.num_layers * e * d + blocks * inside + 2 * e * d + passing
@@ -196,9 +196,9 @@ def context_bytes(device: Device, devices: int, passing: float) -> float:
         passing: bytes of what comes and goes with each micro-batch.
     """
     if device.is_cpu:
-        # Python with torch, transformers and DeepSpeed. glibc keeps pieces of up to 32 MB that were freed: 0.15 to 0.45
-        # of the activations, measured with T5 small and base.
-        return 0.7e9 + 0.35 * passing
+        # Python with torch, transformers and DeepSpeed; and what glibc keeps of freed pieces below 32 MB: 0.09 to 0.11 of
+        # a pass, measured with the shapes of T5 small and base.
+        return 0.6e9 + 0.10 * passing
     nccl = 0.5 * GIB if devices > 1 else 0.0  # its channels' buffers; a guess to check
     return 0.6 * GIB + nccl + 0.05 * passing  # CUDA's context and kernels; fragments: a guess to check
 
