@@ -20,7 +20,9 @@ ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "sing
 PLANNED_KEYS = ("zero_stage", "tensor_parallel", "offload", "checkpointing", "batch_tokens")
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
 # runs and what each of them holds. Every other key decides what the run computes.
-FREE_KEYS = frozenset({"out", "processes", "launcher_log", "nvme_path", "planned_for", *PLANNED_KEYS})
+FREE_KEYS = frozenset(
+    {"out", "processes", "launcher_log", "attention", "compiled", "nvme_path", "planned_for", *PLANNED_KEYS}
+)
 
 
 class PretrainSettings(Settings):
@@ -59,10 +61,15 @@ class PretrainSettings(Settings):
     log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    attention: Literal["grouped", "flex"] | None = None  # of the encoder; null: flex on a GPU
+    compiled: bool | None = (
+        None  # torch.compile of encoder blocks; null: on a GPU, unless ZeRO 3 gathers them
+    )
+    # Compute each block twice and keep no activations of its inside; null: the plan's choice.
+    checkpointing: bool | None = None
     device: Literal["auto", "cpu"] = "auto"
     # How processes hold the backbone; null: the plan's choice.
     zero_stage: Literal[0, 1, 2, 3] | None = None  # 3 shards it; see docs/pretraining.md for 1 and 2
-    checkpointing: bool | None = None  # compute each block twice and keep no activations of its inside
     planned_for: int | None = None  # processes that the plan was made for; filled in with it
     tensor_parallel: int | None = Field(None, ge=1)
     offload: Literal["none", "cpu", "nvme"] | None = None

@@ -97,7 +97,7 @@ def test_where_nothing_fits_the_error_says_which_weights_would(
 ) -> None:
     on(monkeypatch, Fleet(known_devices()["L4-24GB"]))
     with pytest.raises(
-        UserError, match="does not fit 1xL4-24GB with weights=full: .*; weights=nf4 would fit"
+        UserError, match=r"does not fit 1xL4-24GB with weights=full: .*; weights=nf4 would fit"
     ):
         filled_in(settings(backbone="google/t5-v1_1-xxl", dtype="bfloat16", offload="none"))
 
