@@ -9,7 +9,7 @@ from typing import Any
 
 from corpora.common.errors import UserError
 from pretrain.devices import GIB, Device, Fleet
-from pretrain.plan_memory import Memory, host_bytes, memory
+from pretrain.plan_memory import FILL, Memory, host_bytes, memory
 from pretrain.plan_time import SHARE, Time, ceiling, micro_batch_time
 from pretrain.shapes import Shape
 from pretrain.strategy import Strategy, Workload, strategies
@@ -19,7 +19,7 @@ GPU_BATCH = 131072
 SMALLEST = 1024
 SLACK = 1.05  # steps differ in length: a budget holds a little more than the average step needs
 EVEN = 0.03  # of the rate: what a larger micro-batch must gain to be worth its memory
-SIMPLER = 0.03  # of the rate: what a less simple strategy must gain
+SIMPLER = 0.05  # of the rate: what a less simple strategy must gain
 OFFLOAD = (
     0.15  # of the rate: what weights outside the devices must gain, whose copies hide behind products at best
 )
@@ -137,7 +137,9 @@ def predict(
     count = max(1, math.ceil(step_tokens / replicas / batch_tokens))  # micro-batches of a replica
     tokens = min(float(batch_tokens), step_tokens / replicas / count)
     parts = memory(shape, fleet, strategy, work, batch_tokens)
-    time = micro_batch_time(shape, fleet, strategy, work, tokens, share)
+    # Lengths differ from step to step: half of the filling on average.
+    computed = tokens if fleet.device.is_cpu else tokens + FILL / 2
+    time = micro_batch_time(shape, fleet, strategy, work, computed, share)
     step = count * time.total
     loading, running = host_bytes(shape, fleet, strategy)
     return Prediction(
@@ -167,9 +169,9 @@ def budgets(fleet: Fleet, strategy: Strategy, work: Workload) -> list[int]:
     found, count = [], 1
     while (size := replica / count * SLACK) > least:
         if size <= GPU_BATCH:
-            found.append(math.ceil(size / 64) * 64)
+            found.append(math.ceil(size / FILL) * FILL)
         count += max(1, count // 4)
-    return [*found, least]
+    return list(dict.fromkeys([*found, math.ceil(least / FILL) * FILL]))
 
 
 def best_budget(

@@ -9,12 +9,14 @@ Shapes besides docs/notation.md: N encoder tokens of a micro-batch, prompts incl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from pretrain.devices import GIB, Device, Fleet
 from pretrain.shapes import Shape
 from pretrain.strategy import Strategy, Workload
 
+FILL = 1024  # tokens: forward.py fills micro-batches up to a multiple of it for the fused kernel
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered, as launch/zero/zero3.json says
 ZERO3_PREFETCH = 50_000_000  # and gathers ahead
 FILE = 5e9  # bytes of a file of weights where it cannot be looked at: transformers' shards for years
@@ -79,6 +81,11 @@ class Memory:
     def peak(self) -> float:
         """Everything."""
         return sum(getattr(self, field.name) for field in fields(self))
+
+
+def filled(device: Device, tokens: float) -> float:
+    """Tokens that a device computes for a micro-batch of so many."""
+    return tokens if device.is_cpu else math.ceil(tokens / FILL) * FILL
 
 
 def activation_bytes(
@@ -163,6 +170,7 @@ def memory(
     """
     device = fleet.device
     kept = kept or (GROUPED if device.is_cpu else FUSED)
+    batch_tokens = filled(device, batch_tokens)
     activations = activation_bytes(shape, strategy, work, batch_tokens, kept)
     decoder = decoder_bytes(shape, strategy, work, batch_tokens)
     # float32: prompts, start, best, gradient, message, two moments; all of them small.
