@@ -67,7 +67,7 @@ def pretrain(
     if (done := finished(settings)) is not None:
         return done
     settings = filled_in(settings)
-    processes = start_processes(settings.device)
+    processes = start_processes(settings.device, settings.tensor_parallel or 1)
 
     with contextlib.ExitStack() as stack:
         if processes.first:
@@ -271,6 +271,8 @@ def _say_what_runs(
         f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
         f"{settings.dtype}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
+        + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
+        + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")
     )
     if stage in (1, 2):
         say(

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
-from pretrain.distributed import Processes, import_deepspeed, quiet
+from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
 from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_norms
+from pretrain.offload import check_dtype, fit_buffers
 from pretrain.packed_attention import Attend, grouped_attention
 from pretrain.packed_encoder import encode_packed
 from pretrain.settings import PretrainSettings
+from pretrain.tensor_parallel import make_tensor_parallel
 
 FILL = 1024  # tokens: a micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
 
@@ -143,10 +145,10 @@ def deepspeed_module(
     processes: Processes,
     options: ForwardOptions = ForwardOptions(),
 ) -> torch.nn.Module:
-    """Hand the frozen backbone to DeepSpeed.
+    """Hand the frozen backbone to DeepSpeed, cut first where processes share layers.
 
     Args:
-        backbone: loaded, on any device; a ZeRO 3 engine shards it in place.
+        backbone: loaded, on any device; it is cut, and sharded by a ZeRO 3 engine, in place.
         config: DeepSpeed's configuration as in `launch/zero`; None: ZeRO 0.
         processes: of the job.
         options: how it computes.
@@ -156,7 +158,7 @@ def deepspeed_module(
         optimiser, and this engine has none.
 
     Raises:
-        UserError: DeepSpeed refuses the configuration.
+        UserError: DeepSpeed refuses the configuration, or the backbone cannot be divided or offloaded so.
     """
     config = dict(config or {"gradient_clipping": 0.0})
     zero = dict(config.get("zero_optimization", {}))
@@ -164,13 +166,22 @@ def deepspeed_module(
         # These stages shard the state and the gradients of what the engine trains. It trains nothing, and DeepSpeed
         # refuses them without an optimiser of its own: what is left of them is stage 0.
         zero = {"stage": 0}
-    config["zero_optimization"] = zero
-    config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
     module = PromptedBackbone(backbone, options).requires_grad_(False).eval()
+    unit = None
+    if processes.tensor_parallel > 1:
+        # After all modules are in their places: it adds hooks to them.
+        make_tensor_parallel(
+            backbone.model, processes.tensor_parallel, processes.tensor_rank, processes.tensor_group, backbone.name
+        )  # fmt: skip
+        unit = ParallelUnit(processes)
+    check_dtype(zero, str(backbone.model.dtype).removeprefix("torch."), processes.device.type)
+    largest = max(parameter.numel() for parameter in module.parameters())
+    config["zero_optimization"] = fit_buffers(zero, largest, processes.data_world)
+    config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
     deepspeed = import_deepspeed(processes.device.type)
     try:
         with quiet():
-            engine, *_ = deepspeed.initialize(model=module, config=config)
+            engine, *_ = deepspeed.initialize(model=module, config=config, mpu=unit)
     except (deepspeed.DeepSpeedConfigError, ValueError, TypeError) as error:
         raise UserError(
             f"DeepSpeed refuses its configuration: {str(error).strip().splitlines()[0]}"

@@ -12,6 +12,7 @@ from corpora.common.errors import UserError
 from corpora.common.files import read_json
 from corpora.common.progress import say
 from corpora.common.settings import Settings, read_yaml
+from pretrain.offload import Offload, check_offload
 
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
@@ -19,9 +20,12 @@ ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "sing
 # Keys that a plan fills in where they are not set (pretrain/plan_run.py): they change rounding only.
 PLANNED_KEYS = ("zero_stage", "tensor_parallel", "offload", "checkpointing", "batch_tokens")
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
-# runs and what each of them holds. Every other key decides what the run computes.
+# runs, what each of them holds and how it computes (rounding only). Every other key decides what the run computes.
 FREE_KEYS = frozenset(
-    {"out", "processes", "launcher_log", "attention", "compiled", "nvme_path", "planned_for", *PLANNED_KEYS}
+    {
+        *("out", "processes", "launcher_log", "attention", "compiled"),
+        *("deepspeed_config", "nvme_path", "planned_for", *PLANNED_KEYS),
+    }
 )
 
 
@@ -70,12 +74,14 @@ class PretrainSettings(Settings):
     device: Literal["auto", "cpu"] = "auto"
     # How processes hold the backbone; null: the plan's choice.
     zero_stage: Literal[0, 1, 2, 3] | None = None  # 3 shards it; see docs/pretraining.md for 1 and 2
-    planned_for: int | None = None  # processes that the plan was made for; filled in with it
-    tensor_parallel: int | None = Field(None, ge=1)
-    offload: Literal["none", "cpu", "nvme"] | None = None
-    nvme_path: Path | None = None
     weights: Literal["full", "int8", "nf4", "fp8"] = "full"
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
+    offload: Offload | None = None  # at ZeRO 3, where the backbone lies while it is not computed with
+    nvme_path: Path | None = None  # folder on an NVMe disk, for offload nvme
+    tensor_parallel: int | None = Field(
+        None, ge=1
+    )  # processes that share each layer; the others share the examples
+    planned_for: int | None = None  # processes that a plan was made for; filled in with its choices
     processes: int | None = Field(None, ge=1)  # on this machine; null: one a GPU, or one on a CPU
     launcher_log: Literal["critical", "error", "warning", "info", "debug"] = "critical"  # DeepSpeed's own log
 
@@ -125,6 +131,27 @@ class PretrainSettings(Settings):
             raise ValueError("batch_tokens is open; fill the settings in first")
         return self.batch_tokens
 
+    @model_validator(mode="after")
+    def _devices_fit(self) -> PretrainSettings:
+        if self.processes and self.tensor_parallel and self.processes % self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel} and processes is {self.processes}; "
+                f"expected a multiple of {self.tensor_parallel}"
+            )
+        if self.offload not in (None, "none") and (
+            self.zero_stage not in (None, 3) or self.deepspeed_config is not None
+        ):
+            raise ValueError(
+                f"offload is {self.offload}, which fills in the preset of ZeRO 3; expected zero_stage 3 and no "
+                "deepspeed_config (a file of your own has its own offload_param)"
+            )
+        if self.offload is not None and (self.offload == "nvme") != (self.nvme_path is not None):
+            raise ValueError(
+                f"offload is {self.offload} and nvme_path is {self.nvme_path or 'not set'}; "
+                "expected nvme_path with offload nvme, and only then"
+            )
+        return self
+
 
 def learning_rate_scale(settings: PretrainSettings, step: int) -> float:
     """What the learning rate is multiplied by at an update.
@@ -149,6 +176,7 @@ def check_inputs(settings: PretrainSettings) -> None:
 
     Raises:
         UserError: the build, one of its formats or the local backbone is missing.
+        MachineError: the chosen offload cannot work on this machine.
     """
     if not settings.corpora.is_dir():
         raise UserError(f"corpora: {settings.corpora} does not exist; make it with `ppt corpora build`")
@@ -165,6 +193,8 @@ def check_inputs(settings: PretrainSettings) -> None:
         raise UserError(f"backbone: {settings.backbone} does not exist")
     if settings.deepspeed_config is not None:
         read_deepspeed_config(settings.deepspeed_config)
+    planned: Offload = "nvme" if settings.nvme_path is not None else "none"  # what a plan may come to
+    check_offload(settings.offload or planned, settings.nvme_path)
 
 
 def check_same_run(settings: PretrainSettings) -> None:

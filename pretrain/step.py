@@ -53,7 +53,7 @@ def train_step(
     picks = [group.rows_of_step(step, settings.batch_size, settings.seed) for group in active]
     sums_KS = torch.zeros(k, 4, device=processes.device)
     seen: list[tuple[torch.Tensor, Work]] = []
-    for work in share_out(active, picks, settings, processes.rank, processes.world):
+    for work in share_out(active, picks, settings, processes.data_rank, processes.data_world):
         batch = batcher.batch(work, 1.0 / settings.batch_size)
         counted_from = 0 if settings.count == "all" else 1
         (logits_BTV,) = run_batch(net, bank.prompts_KPD, batch, first=counted_from)
@@ -71,7 +71,7 @@ def train_step(
     assert grad is not None  # every process has at least one micro-batch
     # One small message a step: gradients, sums and the wish to stop.
     wish = torch.tensor([float(should_stop())], device=processes.device)
-    message = processes.sum(torch.cat([grad.flatten(), sums_KS.flatten(), wish]))
+    message = processes.sum(torch.cat([grad.flatten(), sums_KS.flatten(), wish]), wishes=1)
     grad.copy_(message[: grad.numel()].view_as(grad))
     sums_KS = message[grad.numel() : -1].view_as(sums_KS)
     if not bool(torch.isfinite(message).all()):

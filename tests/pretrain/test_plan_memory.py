@@ -45,7 +45,7 @@ def status(key: str) -> int:
 
 
 def one_pass(name: str, tokens: int, dtype: str) -> dict[str, float]:
-    """Forward and back to the prompts with random weights of a shape.
+    """Forward and back to the prompts through a backbone of a shape.
 
     Returns:
         Bytes of the process before the pass and at its peak, and of all tensors kept for the way back.
@@ -69,7 +69,7 @@ def one_pass(name: str, tokens: int, dtype: str) -> dict[str, float]:
             model.lm_head.weight = torch.nn.Parameter(torch.empty(shape.vocab_size, shape.d_model))
     model = model.to(getattr(torch, dtype)).to_empty(device="cpu").requires_grad_(False)
     for parameter in model.parameters():
-        parameter.normal_(0, 0.02)
+        parameter.fill_(1e-3)  # memory does not depend on what they are
     net = PromptedBackbone(Backbone(model, name)).eval()
 
     lengths = lengths_of(tokens)
@@ -111,11 +111,11 @@ def measured(name: str, tokens: int, dtype: str) -> dict[str, Any]:
     ("name", "tokens", "dtype"),
     [
         ("google/t5-v1_1-small", 2048, "float32"),
-        ("google/t5-v1_1-small", 8192, "float32"),
+        ("google/t5-v1_1-small", 6144, "float32"),
         ("google/t5-v1_1-base", 1024, "float32"),
-        ("google/t5-v1_1-base", 3072, "float32"),
+        ("google/t5-v1_1-base", 2048, "float32"),
         ("google/t5-v1_1-small", 1536, "bfloat16"),
-        ("google-t5/t5-small", 2048, "float32"),
+        ("google-t5/t5-small", 1536, "float32"),
     ],
 )
 def test_the_predicted_peak_is_the_measured_one_within_a_tenth(name: str, tokens: int, dtype: str) -> None:
