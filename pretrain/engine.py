@@ -146,7 +146,14 @@ def _prepare(
     The prompts are made from the loaded backbone, and everything is in place before DeepSpeed's engine is built
     (the released code did both too late: identical rows, and an optimiser with stale weights).
     """
-    backbone = load_backbone(settings.backbone, dtype=settings.dtype)
+    shards = (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3
+    backbone = load_backbone(
+        settings.backbone,
+        dtype=settings.dtype,
+        device=processes.device,
+        weights=settings.weights,
+        zero3=deepspeed_config if shards else None,
+    )
     tokenizer = backbone.tokenizer()
     backbone.check_tokenizer(tokenizer)
     groups = open_groups(settings, tokenizer)
@@ -267,9 +274,10 @@ def _say_what_runs(
     processes: Processes,
 ) -> None:
     stage = int((config or {}).get("zero_optimization", {}).get("stage", 0))
+    held = "" if backbone.weights == "full" else f", weights {backbone.weights}"
     say(
         f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
-        f"{settings.dtype}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
+        f"{settings.dtype}{held}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
         + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
         + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")

@@ -142,7 +142,9 @@ def decoder_bytes(shape: Shape, strategy: Strategy, work: Workload, batch_tokens
 
 def weight_bytes(shape: Shape, strategy: Strategy, devices: int) -> float:
     """Bytes of the backbone that a device keeps."""
-    linear, other = shape.linear_weights * strategy.linear_bytes, float(shape.other_weights * strategy.bytes)
+    linear = (shape.linear_weights - shape.read_weights) * strategy.linear_bytes
+    linear += shape.read_weights * strategy.bytes
+    other = float(shape.other_weights * strategy.bytes)
     if strategy.offload != "none":
         return 0.0
     if strategy.zero_stage == 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,12 +11,14 @@ from corpora.common.errors import UserError
 from corpora.common.progress import say
 from corpora.common.settings import read_yaml
 from pretrain.devices import Fleet, this_device
-from pretrain.distributed import Processes, start_processes
 from pretrain.plan import Plan, make_plan
 from pretrain.plan_time import SHARE
 from pretrain.settings import PLANNED_KEYS, PretrainSettings, read_deepspeed_config
 from pretrain.shapes import Shape, find_shape
 from pretrain.strategy import Strategy, Workload
+
+if TYPE_CHECKING:
+    from pretrain.distributed import Processes
 
 LOOKED_AT = 4096  # examples of a format whose lengths stand for all
 ATTENDED = 1.3  # x the average length, where lengths are unknown: news pairs have 1.2, choices more
@@ -97,6 +99,8 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
     open_keys = [key for key in PLANNED_KEYS if getattr(settings, key) is None]
     if not open_keys:
         return settings
+    from pretrain.distributed import start_processes  # torch and DeepSpeed, which `ppt plan` does without
+
     processes = start_processes(settings.device)
     recorded = settings.out / "config.yaml"
     if recorded.exists():

@@ -15,6 +15,7 @@ from corpora.common.settings import Settings, read_yaml
 from pretrain.offload import Offload, check_offload
 
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
+Weights = Literal["full", "int8", "nf4", "fp8"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
 
 # Keys that a plan fills in where they are not set (pretrain/plan_run.py): they change rounding only.
@@ -65,6 +66,7 @@ class PretrainSettings(Settings):
     log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    weights: Weights = "full"  # of the backbone's layers: full (as dtype says), int8, nf4 or fp8
     attention: Literal["grouped", "flex"] | None = None  # of the encoder; null: flex on a GPU
     compiled: bool | None = (
         None  # torch.compile of encoder blocks; null: on a GPU, unless ZeRO 3 gathers them
@@ -74,7 +76,6 @@ class PretrainSettings(Settings):
     device: Literal["auto", "cpu"] = "auto"
     # How processes hold the backbone; null: the plan's choice.
     zero_stage: Literal[0, 1, 2, 3] | None = None  # 3 shards it; see docs/pretraining.md for 1 and 2
-    weights: Literal["full", "int8", "nf4", "fp8"] = "full"
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
     offload: Offload | None = None  # at ZeRO 3, where the backbone lies while it is not computed with
     nvme_path: Path | None = None  # folder on an NVMe disk, for offload nvme
@@ -113,6 +114,13 @@ class PretrainSettings(Settings):
             raise ValueError(
                 "export_step asks for a fixed step and patience stops before it; expected one of them"
             )
+        if self.weights != "full" and self.zero_stage == 3:
+            raise ValueError(
+                f"weights is {self.weights} and zero_stage is 3, which cuts single weights over processes; "
+                "expected weights full, or zero_stage 0, where each process holds all of them"
+            )
+        if self.weights == "fp8" and self.dtype != "bfloat16":
+            raise ValueError(f"weights is fp8 and dtype is {self.dtype}; fp8 goes with bfloat16")
         if self.batch_tokens is not None and self.batch_tokens <= self.prompt_len:
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "

@@ -50,8 +50,13 @@ class Shape(Settings):
         return self.encoder_block + 4 * self.d_model * self.inner
 
     @property
+    def read_weights(self) -> int:
+        """Of cross attention's keys and values, which stay plain when others are quantised: none are made."""
+        return self.num_decoder_layers * 2 * self.d_model * self.inner
+
+    @property
     def linear_weights(self) -> int:
-        """Weights that can be quantised and split: all linear layers but the head."""
+        """Weights that can be split: all linear layers but the head."""
         return self.num_layers * self.encoder_block + self.num_decoder_layers * self.decoder_block
 
     @property

@@ -40,8 +40,8 @@ class Strategy:
 
     @property
     def own_layers(self) -> bool:
-        """Whether a process always holds plain weights of each layer, so that cross attention needs no keys."""
-        return self.weights == "full" and self.zero_stage != 3
+        """Whether a process always holds cross attention's weights, so that it makes no keys and values."""
+        return self.zero_stage != 3
 
     def describe(self, devices: int) -> str:
         """In a few words, as tables and sentences name it."""
