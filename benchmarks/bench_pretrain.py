@@ -4,7 +4,11 @@ The same random backbone (T5-small's and T5-base's shape), the same examples, st
 two decoder positions and the same counted target; tokens are those that are no padding, the prompt's among them. Sides:
 
     ours           the product's training step, bfloat16, the best of a few budgets of tokens
+    peft_grouped   Trainer + PEFT, batches grouped by length, at the best of the settings that its user has: weights
+                   in bfloat16 or float32 under autocast, SDPA or eager attention, examples of a micro-batch
+    peft_fixed     the same, padded to the format's longest input, as the released code does
 
+Before anything is timed, loss and gradient of one prompt on the same examples must agree, or it stops.
 Beside them, in the same rounds, the matrix products of the encoder's layers alone: what the machine can do at best.
 `ceiling_share` is 4 x encoder weights x tokens / seconds, by that: a frozen encoder computes each product once forward and
 once backward, to its input. Attention's own products, the decoder and the head are left out of the count.
@@ -15,6 +19,8 @@ Text: `PPT_DATA/text/en/bbc_news.jsonl.gz` where the variable is set, else gener
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -35,6 +41,11 @@ EXAMPLES = {
     "t5-base": 64,
 }  # of a round: enough for seconds, few enough for minutes
 BUDGETS = (1024, 2048, 4096, 8192)  # encoder tokens of our micro-batches, tried before the rounds
+RUN = 8  # examples of about equal length that stand for one place in the spread
+MICRO = (2, 4, 8, 16)  # examples of the rivals' micro-batches, tried before the rounds
+TRIED = 32  # examples of a trial
+CHECKED = 16  # examples on which the sides must agree
+LOSS_APART, COSINE, NORMS_APART = 0.02, 0.98, 0.05  # what bfloat16 leaves of equal losses and gradients
 CEILING_TOKENS = (1024, 4096)  # rows of the products
 
 
@@ -87,7 +98,12 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
     works: dict[str, Any] = {}
     results: dict[str, list[dict[str, float]]] = {}
     open_sides: list[Side] = []
-    found: dict[str, Any] = {"examples": examples, "mean_tokens": float(lengths.mean())}
+    found: dict[str, Any] = {
+        "examples": examples,
+        "mean_tokens": float(lengths.mean()),
+        "tried": {},
+        "choices": {},
+    }
 
     def add(name: str, side: Side, **arguments: object) -> None:
         results[name] = []
@@ -96,13 +112,26 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
     ceiling = Side(Products, products(SHAPES[shape]), CEILING_TOKENS)
     open_sides.append(ceiling)
     add("ceiling", ceiling)
+    judged = None
     if "ours" in sides:
         ours = Side(Ours, task, folder / f"run-{shape}")
         open_sides.append(ours)
-        budget, found["tried"] = _best_budget(ours, given.quick)
+        prompt = ours.ask("start")
+        judged = prompt, *ours.ask("first_step", examples=CHECKED)
+        budget, found["tried"]["ours"] = _best_budget(ours, given.quick)
         add("ours", ours, batch_tokens=budget)
         if given.profile:
             print(ours.ask("profile", batch_tokens=budget))
+    for name in (name for name in ("grouped", "fixed") if name in sides):
+        from pretrain_rival import Rival
+
+        rival = Side(Rival, task, folder / f"{name}-{shape}")
+        open_sides.append(rival)
+        choice, found["tried"][name] = _best_choice(rival, name, given.quick)
+        found["choices"][name] = dataclasses.asdict(choice)
+        if judged is not None:
+            _check_equal(rival, choice, *judged)
+        add(name, rival, choice=choice)
     for work in works.values():
         work()  # what only the first time takes
     for some in results.values():
@@ -114,10 +143,17 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
 
 
 def _rows(folder: Path, format: str, examples: int) -> tuple[int, ...]:
-    """Training examples drawn from the corpus."""
-    n = len(TaskCorpus.open(folder / "corpora", format).split("train"))
-    drawn = generator(0, "bench pretrain rows").choice(n, examples, replace=n < examples)
-    return tuple(int(row) for row in drawn)
+    """Training examples of the corpus's own spread of lengths, in an order drawn.
+
+    They are taken in runs of equal length, as a run over the whole corpus finds them when it groups by length: a few
+    examples drawn one by one would make the grouping rival pad more than it does there.
+    """
+    corpus = TaskCorpus.open(folder / "corpora", format)
+    by_length = np.argsort(corpus.lengths(corpus.rows("train"), PROMPT_LEN), kind="stable")
+    middles = (np.arange(examples // RUN) + 0.5) * RUN / examples * len(by_length)
+    starts = (middles - RUN / 2).astype(np.int64).clip(0, len(by_length) - RUN)
+    rows = by_length[(starts[:, None] + np.arange(RUN)).ravel()]
+    return tuple(generator(0, "bench pretrain rows").permutation(rows).tolist())
 
 
 def _best_budget(ours: Side, quick: bool) -> tuple[int, dict[str, float]]:
@@ -129,6 +165,43 @@ def _best_budget(ours: Side, quick: bool) -> tuple[int, dict[str, float]]:
         rates[str(budget)] = one["tokens"] / one["seconds"]
         print(f"ours, batch_tokens {budget}: {rates[str(budget)]:,.0f} tokens/s", flush=True)
     return int(max(rates, key=rates.__getitem__)), rates
+
+
+def _best_choice(rival: Side, name: str, quick: bool) -> tuple[Any, dict[str, float]]:
+    """The rival's fastest settings, and the rates of all that were tried, in tokens a second."""
+    from pretrain_rival import Choice
+
+    best, rates = Choice(fixed=name == "fixed"), {}
+
+    def better(changes: list[dict[str, Any]]) -> Any:
+        found = {}
+        for change in changes:
+            choice = dataclasses.replace(best, **change)
+            took = min(rival.ask("round", choice=choice, examples=TRIED)["seconds"] for _ in range(2))
+            found[choice] = rates[f"{choice.weights} {choice.attention} {choice.micro}"] = 1 / took
+        return max(found, key=found.__getitem__)
+
+    if quick:
+        return best, rates
+    kinds = itertools.product(("bfloat16", "autocast"), ("eager", "sdpa"))
+    best = better([{"weights": weights, "attention": attention} for weights, attention in kinds])
+    best = better([{"micro": micro} for micro in MICRO])
+    print(
+        f"{name}: best is {best}; " + ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items()),
+        flush=True,
+    )
+    return best, rates
+
+
+def _check_equal(rival: Side, choice: Any, prompt: np.ndarray, loss: float, grad: np.ndarray) -> None:
+    """Stop where the sides do not compute the same."""
+    theirs, their_grad = rival.ask("first_step", choice=choice, examples=CHECKED, prompt=prompt)
+    cosine = float((grad * their_grad).sum() / np.linalg.norm(grad) / np.linalg.norm(their_grad))
+    scale = float(np.linalg.norm(grad) / np.linalg.norm(their_grad))
+    told = f"loss {loss:.4f} beside {theirs:.4f}, gradients' cosine {cosine:.4f}, ratio of norms {scale:.4f}"
+    print(f"check on {CHECKED} examples: {told}", flush=True)
+    if not (abs(loss / theirs - 1) < LOSS_APART and cosine > COSINE and abs(scale - 1) < NORMS_APART):
+        raise SystemExit(f"the sides do not compute the same: {told}")
 
 
 def _summary(shape: str, lengths: np.ndarray, results: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
