@@ -123,9 +123,9 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
         if given.profile:
             print(ours.ask("profile", batch_tokens=budget))
     for name in (name for name in ("grouped", "fixed") if name in sides):
-        from pretrain_rival import Rival
+        from pretrain_rival import TaskRival
 
-        rival = Side(Rival, task, folder / f"{name}-{shape}")
+        rival = Side(TaskRival, task, folder / f"{name}-{shape}")
         open_sides.append(rival)
         choice, found["tried"][name] = _best_choice(rival, name, given.quick)
         found["choices"][name] = dataclasses.asdict(choice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers.utils import logging
 from corpora.formats import ENCODER_TOKENS
 from pretrain_sides import PROMPT_LEN, Task
 
+Example = dict[str, np.ndarray]
 IGNORED = -100  # of a target that does not count, in transformers' losses
 
 
@@ -51,32 +53,24 @@ class Choice:
 
 
 class Rival:
-    """Prompt tuning of a task by Trainer and PEFT."""
+    """Prompt tuning by Trainer and PEFT.
 
-    def __init__(self, task: Task, out: Path) -> None:
-        from corpora.task_corpus import TaskCorpus
-        from corpora.tokenizer import Tokenizer
-        from pretrain.groups import open_groups
-        from pretrain.settings import PretrainSettings
+    Args:
+        examples: `input_ids` and `target_ids` of each, without the prompt.
+        longest: tokens of an input that is padded to a fixed length.
+        batch_size: examples of an optimiser step.
+        load: makes the backbone that a choice asks for.
+        out: a folder that Trainer may want.
+    """
 
+    def __init__(
+        self, examples: list[Example], longest: int, batch_size: int, load: Callable[[Choice], Any], out: Path
+    ) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         warnings.simplefilter("ignore", FutureWarning)
-        self._task, self._out = task, out
-        tokenizer = Tokenizer.load(task.backbone)
-        corpus = TaskCorpus.open(task.corpora, task.format)
-        settings = PretrainSettings(
-            out=out, corpora=task.corpora, backbone=str(task.backbone), formats=[task.format]
-        )
-        (group,) = open_groups(settings, tokenizer)
-        rendered = corpus.render_batch(np.array(task.rows), tokenizer, PROMPT_LEN)
-        inputs = np.split(rendered.input_ids, rendered.offsets[1:-1])
-        words = [group.verbalizer.target_ids(int(label), False) for label in rendered.labels]
-        self._examples = [
-            {"input_ids": ids, "target_ids": np.asarray(target)}
-            for ids, target in zip(inputs, words, strict=True)
-        ]
-        self._longest = ENCODER_TOKENS[task.format] - PROMPT_LEN
+        self._examples, self._longest, self._batch_size = examples, longest, batch_size
+        self._load, self._out = load, out
         self._models: dict[tuple[str, str], Any] = {}
 
     def round(self, choice: Choice, examples: int | None = None, warm: int = 0) -> dict[str, float]:
@@ -88,7 +82,7 @@ class Rival:
             warm: optimiser steps before, which are not timed.
         """
         used = self._examples[:examples]
-        size = min(len(used), self._task.batch_size)
+        size = min(len(used), self._batch_size)
         micro = min(choice.micro, size)
         steps = len(used) // size
         clock = _Clock(warm)
@@ -142,22 +136,16 @@ class Rival:
         key = (choice.weights, choice.attention)
         if key not in self._models:
             self._models.clear()
-            dtype = torch.bfloat16 if choice.weights == "bfloat16" else torch.float32
-            # No dropout and no cache, for which training would only pay.
-            backbone = T5ForConditionalGeneration.from_pretrained(
-                self._task.backbone, dtype=dtype, attn_implementation=choice.attention,
-                dropout_rate=0.0, use_cache=False,
-            )  # fmt: skip
             config = PromptTuningConfig(
                 task_type="SEQ_2_SEQ_LM", num_virtual_tokens=PROMPT_LEN, num_transformer_submodules=1
             )
-            self._models[key] = get_peft_model(backbone, config)
+            self._models[key] = get_peft_model(self._load(choice), config)
         return self._models[key]
 
     def _width(self, longest: int, choice: Choice) -> int:
         return self._longest if choice.fixed else -(-longest // choice.multiple) * choice.multiple
 
-    def _collate(self, some: list[dict[str, np.ndarray]], choice: Choice) -> dict[str, torch.Tensor]:
+    def _collate(self, some: list[Example], choice: Choice) -> dict[str, torch.Tensor]:
         """What DataCollatorForSeq2Seq makes, with decoder inputs that keep the target that does not count."""
         width = self._width(max(len(one["input_ids"]) for one in some), choice)
         length = max(len(one["target_ids"]) for one in some)
@@ -172,6 +160,36 @@ class Rival:
             decoder[row, 1 : len(targets)] = targets[:-1]
         made = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder, "labels": labels}
         return {name: torch.from_numpy(array) for name, array in made.items()}
+
+
+class TaskRival(Rival):
+    """The rival on a task's rows, its backbone loaded from the task's folder."""
+
+    def __init__(self, task: Task, out: Path) -> None:
+        from corpora.task_corpus import TaskCorpus
+        from corpora.tokenizer import Tokenizer
+        from pretrain.groups import open_groups
+        from pretrain.settings import PretrainSettings
+
+        tokenizer = Tokenizer.load(task.backbone)
+        corpus = TaskCorpus.open(task.corpora, task.format)
+        settings = PretrainSettings(
+            out=out, corpora=task.corpora, backbone=str(task.backbone), formats=[task.format]
+        )
+        (group,) = open_groups(settings, tokenizer)
+        rendered = corpus.render_batch(np.array(task.rows), tokenizer, PROMPT_LEN)
+        inputs = np.split(rendered.input_ids, rendered.offsets[1:-1])
+        words = [np.asarray(group.verbalizer.target_ids(int(label), False)) for label in rendered.labels]
+        examples = [{"input_ids": ids, "target_ids": word} for ids, word in zip(inputs, words, strict=True)]
+
+        def load(choice: Choice) -> Any:
+            # No dropout and no cache, for which training would only pay.
+            return T5ForConditionalGeneration.from_pretrained(
+                task.backbone, dtype=torch.bfloat16 if choice.weights == "bfloat16" else torch.float32,
+                attn_implementation=choice.attention, dropout_rate=0.0, use_cache=False,
+            )  # fmt: skip
+
+        super().__init__(examples, ENCODER_TOKENS[task.format] - PROMPT_LEN, task.batch_size, load, out)
 
 
 class _Clock(TrainerCallback):
