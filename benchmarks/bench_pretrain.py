@@ -109,7 +109,7 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
         results[name] = []
         works[name] = lambda: results[name].append(side.ask("round", **arguments))
 
-    ceiling = Side(Products, products(SHAPES[shape]), CEILING_TOKENS)
+    ceiling = Side(Products, products(SHAPES[shape]), CEILING_TOKENS[: 1 if given.quick else None])
     open_sides.append(ceiling)
     add("ceiling", ceiling)
     judged = None
@@ -132,10 +132,11 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
         if judged is not None:
             _check_equal(rival, choice, *judged)
         add(name, rival, choice=choice)
-    for work in works.values():
-        work()  # what only the first time takes
-    for some in results.values():
-        some.clear()
+    if not given.quick:
+        for work in works.values():
+            work()  # what only the first time takes
+        for some in results.values():
+            some.clear()
     in_turn(works, 1 if given.quick else given.rounds)
     for side in open_sides:
         side.close()

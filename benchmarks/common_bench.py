@@ -58,6 +58,20 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
+def write(
+    name: str,
+    settings: dict[str, Any],
+    ratios: dict[str, float],
+    raw: dict[str, Any],
+    beside: dict[str, Any] | None = None,
+) -> Path:
+    """Write `runs/bench/NAME.json`; `beside`: what stands there beside the ratios."""
+    path = OUT / f"{name}.json"
+    fields = {"machine": machine(), "settings": settings, "ratios": ratios, **(beside or {}), "raw": raw}
+    write_json(path, fields)
+    return path
+
+
 def finish(
     name: str,
     settings: dict[str, Any],
@@ -65,11 +79,8 @@ def finish(
     raw: dict[str, Any],
     beside: dict[str, Any] | None = None,
 ) -> None:
-    """Print the ratios and write `runs/bench/NAME.json`; `beside`: what stands there beside the ratios."""
+    """Print the ratios, then `write`."""
     print()
     for key, value in ratios.items():
         print(f"{key:<32} {value:.2f} x")
-    path = OUT / f"{name}.json"
-    fields = {"machine": machine(), "settings": settings, "ratios": ratios, **(beside or {}), "raw": raw}
-    write_json(path, fields)
-    print(f"written to {path}")
+    print(f"written to {write(name, settings, ratios, raw, beside)}")

@@ -13,11 +13,16 @@ import numpy as np
 
 from corpora.common.rng import generator
 
-# Raffel et al. 2020 (T5 1.0) and the config.json of T5 1.1: width, width of a head, heads, feed-forward, layers a stack.
+GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # T5 1.1
+# Raffel et al. 2020 (T5 1.0: small and base) and the config.json of T5 1.1 (large, XXL): width, width of a head, heads, feed-forward, layers a stack.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2},
     "t5-small": {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6},
     "t5-base": {"d_model": 768, "d_kv": 64, "num_heads": 12, "d_ff": 3072, "num_layers": 12},
+    "tiny-gated": {"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 128, "num_layers": 2, **GATED},
+    "t5-1.1-small": {"d_model": 512, "d_kv": 64, "num_heads": 6, "d_ff": 1024, "num_layers": 8, **GATED},
+    "t5-large": {"d_model": 1024, "d_kv": 64, "num_heads": 16, "d_ff": 2816, "num_layers": 24, **GATED},
+    "t5-xxl": {"d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 24, **GATED},
 }
 VOCABULARY = 32_128  # rows of T5's embedding table
 

@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
 from corpora.formats import ENCODER_TOKENS
-from pretrain_sides import PROMPT_LEN, Task
+from pretrain_sides import PROMPT_LEN, Task, synchronize
 
 Example = dict[str, np.ndarray]
 IGNORED = -100  # of a target that does not count, in transformers' losses
@@ -201,12 +201,12 @@ class _Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self._warm:
-            _synchronize()
+            synchronize()
             self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == state.max_steps:
-            _synchronize()
+            synchronize()
             self.seconds = time.perf_counter() - self._began
 
 
@@ -232,8 +232,3 @@ class _Longest(Sampler):
 
     def __iter__(self) -> Any:
         return iter(get_length_grouped_indices(self._lengths, 1, mega_batch_mult=len(self._lengths)))
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -135,7 +135,7 @@ class Ours:
         def work() -> None:
             for step in range(rows // size):
                 self._step(settings, step)
-            _synchronize()
+            synchronize()
 
         took = seconds(work)
         real, padded = self._tokens(settings, rows // size)
@@ -240,10 +240,11 @@ class Products:
     def _calls(self, way: Any, calls: int) -> None:
         for _ in range(calls):
             way()
-        _synchronize()
+        synchronize()
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for the GPU, where there is one."""
     import torch
 
     if torch.cuda.is_available():
