@@ -40,8 +40,8 @@ EXAMPLES = {
     "t5-small": 256,
     "t5-base": 64,
 }  # of a round: enough for seconds, few enough for minutes
-BUDGETS = (1024, 2048, 4096, 8192)  # encoder tokens of our micro-batches, tried before the rounds
-RUN = 8  # examples of about equal length that stand for one place in the spread
+BUDGETS = (2048, 4096, 8192, 16384)  # encoder tokens of our micro-batches, tried before the rounds
+RUN = 16  # examples of about equal length that stand for one place in the spread
 MICRO = (2, 4, 8, 16)  # examples of the rivals' micro-batches, tried before the rounds
 TRIED = 32  # examples of a trial
 CHECKED = 16  # examples on which the sides must agree

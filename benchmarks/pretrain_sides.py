@@ -138,8 +138,9 @@ class Ours:
             synchronize()
 
         took = seconds(work)
-        real, padded = self._tokens(settings, rows // size)
-        return {"seconds": took, "tokens": real, "padded_tokens": padded, "examples": rows}
+        lengths = self._groups[0].corpus.lengths(np.array(self._task.rows[:rows]), PROMPT_LEN)
+        real = int((lengths + PROMPT_LEN).sum())
+        return {"seconds": took, "tokens": real, "padded_tokens": real, "examples": rows}
 
     def profile(self, batch_tokens: int) -> str:
         """The operators that take longest in a step."""
@@ -157,19 +158,6 @@ class Ours:
 
         job = self._job
         return train_step(job.net, job.bank, job.batcher, self._groups, step, settings, self._processes)[0]
-
-    def _tokens(self, settings: Any, steps: int) -> tuple[int, int]:
-        """Encoder tokens of some steps, and with the padding that their micro-batches hold."""
-        from pretrain.groups import share_out
-
-        (group,), real, padded = self._groups, 0, 0
-        for step in range(steps):
-            rows = group.rows_of_step(step, settings.batch_size, settings.seed)
-            for work in share_out(self._groups, [rows], settings, 0, 1):
-                lengths = group.corpus.lengths(work.rows, PROMPT_LEN) + PROMPT_LEN
-                real += int(lengths.sum())
-                padded += len(lengths) * int(lengths.max())
-        return real, padded
 
 
 def _chosen_rows() -> type:
