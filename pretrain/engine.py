@@ -26,7 +26,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.distributed import Processes, start_processes
 from pretrain.evaluation import Score, evaluate
-from pretrain.forward import deepspeed_module
+from pretrain.forward import ForwardOptions, deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
@@ -176,7 +176,8 @@ def _prepare(
         state, metrics_bytes = RunState.restore(checkpoint, bank), int(checkpoint.state["metrics_bytes"])
         _check_fingerprints(state.fingerprints, fingerprints, settings)
         say(f"going on from step {state.step} ({checkpoint_path(settings.out, state.step)})")
-    net = deepspeed_module(backbone, deepspeed_config, processes)
+    options = ForwardOptions.of(settings, processes.device)
+    net = deepspeed_module(backbone, deepspeed_config, processes, options)
     _say_what_runs(settings, backbone, groups, deepspeed_config, processes)
     processes.wait()  # all have read the checkpoint; from here the first process writes
     if processes.first:

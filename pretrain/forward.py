@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +14,40 @@ from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
 from pretrain.distributed import Processes, import_deepspeed, quiet
+from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_norms
-from pretrain.packed_attention import grouped_attention
+from pretrain.packed_attention import Attend, grouped_attention
 from pretrain.packed_encoder import encode_packed
+from pretrain.settings import PretrainSettings
+
+FILL = 1024  # tokens: a micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How the encoder computes; all ways give the same but for rounding.
+
+    Attributes:
+        attention: `grouped`: run by run of like lengths, on any device; `flex`: torch's fused kernel, for GPUs.
+        compiled: whether encoder blocks go through `torch.compile`.
+        checkpointing: whether blocks keep their inputs alone and are computed twice.
+    """
+
+    attention: Literal["grouped", "flex"] = "grouped"
+    compiled: bool = False
+    checkpointing: bool = False
+
+    @staticmethod
+    def of(settings: PretrainSettings, device: torch.device) -> ForwardOptions:
+        """What settings ask for, and on `device` the best of what they leave open.
+
+        A GPU computes with the fused kernel, and compiles unless layers are gathered or cut by hooks.
+        """
+        on_gpu = device.type == "cuda"
+        attention = settings.attention or ("flex" if on_gpu else "grouped")
+        alone = settings.zero_stage != 3 and settings.deepspeed_config is None
+        compiled = (on_gpu and alone) if settings.compiled is None else settings.compiled
+        return ForwardOptions(attention, compiled, bool(settings.checkpointing))
 
 
 class PromptedBackbone(torch.nn.Module):
@@ -24,8 +56,9 @@ class PromptedBackbone(torch.nn.Module):
     The prompts come in as an argument and stay outside, float32 and whole on every process.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, options: ForwardOptions = ForwardOptions()) -> None:
         super().__init__()
+        self.options = options
         # Registered here, so that ZeRO 3 shards it and gathers what a layer needs.
         self.model = backbone.model
         self._backbone = (backbone,)
@@ -51,10 +84,20 @@ class PromptedBackbone(torch.nn.Module):
         (backbone,) = self._backbone
         texts_MD = backbone.embed(batch.text_ids_M)
         prompts_BPD = prompts_KPD[batch.prompt_ids_B].to(texts_MD.dtype)
-        free_ND = texts_MD.new_zeros(batch.tokens, texts_MD.shape[1])
+        flex = self.options.attention == "flex"
+        tokens = round_up(batch.tokens, FILL) if flex else batch.tokens
+        free_ND = texts_MD.new_zeros(tokens, texts_MD.shape[1])
         embeds_ND = free_ND.index_copy(0, batch.text_places_M, texts_MD)
         embeds_ND = embeds_ND.index_copy(0, batch.prompt_places_BP, prompts_BPD.flatten(0, 1))
-        return encode_packed(self.model, embeds_ND, grouped_attention(self.model, batch.lengths_B))
+        attend: Attend
+        if flex:
+            attend = FlexAttention(self.model, batch.lengths_B, tokens)
+        else:
+            attend = grouped_attention(self.model, batch.lengths_B)
+        states_ND = encode_packed(
+            self.model, embeds_ND, attend, self.options.compiled, self.options.checkpointing
+        )
+        return states_ND[: batch.tokens]
 
 
 def _padded(states_ND: torch.Tensor, lengths_B: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +138,10 @@ def run_batch(
 
 
 def deepspeed_module(
-    backbone: Backbone, config: dict[str, Any] | None, processes: Processes
+    backbone: Backbone,
+    config: dict[str, Any] | None,
+    processes: Processes,
+    options: ForwardOptions = ForwardOptions(),
 ) -> torch.nn.Module:
     """Hand the frozen backbone to DeepSpeed.
 
@@ -103,6 +149,7 @@ def deepspeed_module(
         backbone: loaded, on any device; a ZeRO 3 engine shards it in place.
         config: DeepSpeed's configuration as in `launch/zero`; None: ZeRO 0.
         processes: of the job.
+        options: how it computes.
 
     Returns:
         The module to call. It is the engine's own module: the engine's `forward` and `backward` count steps of an
@@ -119,7 +166,7 @@ def deepspeed_module(
         zero = {"stage": 0}
     config["zero_optimization"] = zero
     config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
-    module = PromptedBackbone(backbone).requires_grad_(False).eval()
+    module = PromptedBackbone(backbone, options).requires_grad_(False).eval()
     deepspeed = import_deepspeed(processes.device.type)
     try:
         with quiet():

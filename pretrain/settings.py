@@ -18,7 +18,7 @@ ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "sing
 
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies and on how many
 # processes it runs. Every other key decides what the run computes.
-FREE_KEYS = frozenset({"out", "processes", "launcher_log"})
+FREE_KEYS = frozenset({"out", "processes", "launcher_log", "attention", "compiled", "checkpointing"})
 
 
 class PretrainSettings(Settings):
@@ -56,6 +56,11 @@ class PretrainSettings(Settings):
     log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    attention: Literal["grouped", "flex"] | None = None  # of the encoder; null: flex on a GPU
+    compiled: bool | None = (
+        None  # torch.compile of encoder blocks; null: on a GPU, unless ZeRO 3 gathers them
+    )
+    checkpointing: bool | None = None  # compute each block twice and keep no activations of its inside
     device: Literal["auto", "cpu"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0  # 3 shards the backbone; see docs/pretraining.md for 1 and 2
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
