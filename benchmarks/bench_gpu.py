@@ -35,6 +35,9 @@ VARIANTS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "nf4": (ours, {"weights": "nf4"}),
     "peft_fixed": (peft, {"fixed": True}),
     "int8": (ours, {"weights": "int8"}),
+    "ours_grouped": (ours, {"attention": "grouped"}),
+    "ours_not_compiled": (ours, {"compiled": False}),
+    "ours_checkpointing": (ours, {"checkpointing": True}),
     "peft_grouped_compiled": (peft, {"fixed": False, "compiled": True}),
     "peft_fixed_compiled": (peft, {"fixed": True, "compiled": True}),
 }
@@ -171,7 +174,7 @@ def _table(found: dict[str, dict[str, Any]]) -> None:
             )
         else:
             print(f"{name:<24}{one.get('skipped') or format(one['loss'], '9.4f')}")
-    print(f"\n{'variant':<24}{'tokens/s':>10}{'ceiling':>9}{'peak GB':>9}{'reserved':>9}{'losses':>9}  at")
+    print(f"\n{'variant':<24}{'tokens/s':>10}{'ceiling':>9}{'peak GB':>9}{'planned':>9}{'losses':>9}  at")
     for name, one in found.items():
         if "tokens_a_second" in one:
             share = f"{one['ceiling_share']:.1%}" if "ceiling_share" in one else "-"
@@ -179,7 +182,7 @@ def _table(found: dict[str, dict[str, Any]]) -> None:
             size = one.get("batch_tokens") or one.get("micro")
             print(
                 f"{name:<24}{one['tokens_a_second']:>10,.0f}{share:>9}{_gigabytes(one['peak_gb'])}"
-                f"{_gigabytes(one['reserved_gb'])}"
+                f"{_gigabytes(one.get('predicted_gb'))}"
                 f"{apart:>9}  {size}"
             )
         elif name == "ceiling" and "bfloat16" in one:

@@ -5,7 +5,8 @@ two decoder positions and the same counted target; tokens are those that are no 
 
     ours           the product's training step, bfloat16, the best of a few budgets of tokens
     peft_grouped   Trainer + PEFT, batches grouped by length, at the best of the settings that its user has: weights
-                   in bfloat16 or float32 under autocast, SDPA or eager attention, examples of a micro-batch
+                   in bfloat16 or float32 under autocast, SDPA or eager attention, examples of a micro-batch,
+                   torch.compile or not
     peft_fixed     the same, padded to the format's longest input, as the released code does
 
 Before anything is timed, loss and gradient of one prompt on the same examples must agree, or it stops.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from common_bench import finish, in_turn
 from corpora.common.rng import generator
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, help="of a round; a multiple of 64")
     parser.add_argument("--format", default="sentence_pair")
     parser.add_argument("--quick", action="store_true", help="one round of 64 examples, nothing tried before")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of our run, such as compiled=true")
     parser.add_argument("--profile", action="store_true", help="print what takes longest in our step")
     given = parser.parse_args()
     sides = given.only.split(",")
@@ -77,7 +80,7 @@ def main() -> None:
         print(f"{shape:<32} {share:.1%} of the matrix products' ceiling")
     settings = {
         "text": origin, "format": given.format, "rounds": given.rounds, "batch_size": BATCH,
-        "prompt_len": PROMPT_LEN, "sides": sides,
+        "prompt_len": PROMPT_LEN, "sides": sides, "set": given.set,
     }  # fmt: skip
     finish("pretrain", settings, ratios, raw, {"ceiling_share": shares})
 
@@ -113,8 +116,9 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
     open_sides.append(ceiling)
     add("ceiling", ceiling)
     judged = None
+    changes = {key: yaml.safe_load(value) for key, value in (one.split("=") for one in given.set)}
     if "ours" in sides:
-        ours = Side(Ours, task, folder / f"run-{shape}")
+        ours = Side(Ours, task, folder / f"run-{shape}", changes)
         open_sides.append(ours)
         prompt = ours.ask("start")
         judged = prompt, *ours.ask("first_step", examples=CHECKED)
@@ -169,7 +173,7 @@ def _best_budget(ours: Side, quick: bool) -> tuple[int, dict[str, float]]:
 
 
 def _best_choice(rival: Side, name: str, quick: bool) -> tuple[Any, dict[str, float]]:
-    """The rival's fastest settings, and the rates of all that were tried, in tokens a second."""
+    """The rival's fastest settings, and the rates of all that were tried, in examples a second."""
     from pretrain_rival import Choice
 
     best, rates = Choice(fixed=name == "fixed"), {}
@@ -179,7 +183,8 @@ def _best_choice(rival: Side, name: str, quick: bool) -> tuple[Any, dict[str, fl
         for change in changes:
             choice = dataclasses.replace(best, **change)
             took = min(rival.ask("round", choice=choice, examples=TRIED)["seconds"] for _ in range(2))
-            found[choice] = rates[f"{choice.weights} {choice.attention} {choice.micro}"] = 1 / took
+            name = f"{choice.weights} {choice.attention} {choice.micro}" + " compiled" * choice.compiled
+            found[choice] = rates[name] = TRIED / took
         return max(found, key=found.__getitem__)
 
     if quick:
@@ -187,8 +192,9 @@ def _best_choice(rival: Side, name: str, quick: bool) -> tuple[Any, dict[str, fl
     kinds = itertools.product(("bfloat16", "autocast"), ("eager", "sdpa"))
     best = better([{"weights": weights, "attention": attention} for weights, attention in kinds])
     best = better([{"micro": micro} for micro in MICRO])
+    best = better([{"compiled": False}, {"compiled": True}])
     print(
-        f"{name}: best is {best}; " + ", ".join(f"{key}: {rate:.3f}" for key, rate in rates.items()),
+        f"{name}, examples/s: " + ", ".join(f"{key}: {rate:.2f}" for key, rate in rates.items()),
         flush=True,
     )
     return best, rates

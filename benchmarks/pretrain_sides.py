@@ -93,9 +93,9 @@ def _serve(kind: type, arguments: tuple[object, ...], pipe: Connection) -> None:
 
 
 class Ours:
-    """The product's own training step on a task, bfloat16."""
+    """The product's own training step on a task, bfloat16; `changes`: settings of the run."""
 
-    def __init__(self, task: Task, out: Path) -> None:
+    def __init__(self, task: Task, out: Path, changes: dict[str, Any]) -> None:
         from pretrain.distributed import start_processes
         from pretrain.engine import _prepare
         from pretrain.settings import PretrainSettings
@@ -103,7 +103,7 @@ class Ours:
         self._task = task
         self._settings = PretrainSettings(
             out=out, corpora=task.corpora, backbone=str(task.backbone), formats=[task.format],
-            prompt_len=PROMPT_LEN, batch_size=task.batch_size, dtype="bfloat16",
+            prompt_len=PROMPT_LEN, batch_size=task.batch_size, **{"dtype": "bfloat16", **changes},
         )  # fmt: skip
         self._processes = start_processes(self._settings.device)
         self._job = _prepare(self._settings, None, self._processes)

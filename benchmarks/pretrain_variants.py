@@ -1,45 +1,36 @@
-"""What `bench_gpu.py` measures, each in a process of its own: random weights made on the device, drawn examples.
-
-Weights, prompts and examples depend on names and seeds alone, so that all variants compute the same.
-"""
+"""What `bench_gpu.py` measures, each in a process of its own."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
-from corpora.rendering import Rendered, ends
 from pretrain_data import SHAPES, VOCABULARY, products
+from pretrain_random import LONGEST, POOL, DrawnCorpus, Step, random_model
 from pretrain_sides import PROMPT_LEN, Products, synchronize
 
-SENTINEL, LABELS = VOCABULARY - 29, (150, 2087, 4273)  # <extra_id_0> of T5's 32,100 ids; any three words
-MEDIAN_TOKENS, SPREAD, LONGEST = (
-    155,
-    0.45,
-    412,
-)  # of a pair of news paragraphs: 271 tokens on average with the prompt
-POOL = 8192  # examples drawn
-RATE = 0.3  # x embedding RMS
 CURVE_BATCH = 64  # examples of these updates, at most
 CHECKED = 16  # examples of the check
-# dtype, weights, then how far the loss may be apart, the least cosine of gradients, how far their norms may be apart.
+# dtype, weights, settings; then how far the loss may be apart, the least cosine of gradients, how far their norms may be.
 CHECKS: dict[str, tuple[Any, ...]] = {
-    "float32": ("float32", "full", 1e-4, 0.9999, 1e-2),
-    "bfloat16": ("bfloat16", "full", 2e-2, 0.99, 0.05),
-    "fp8": ("bfloat16", "fp8", 5e-2, 0.9, 0.2),
-    "int8": ("bfloat16", "int8", 2e-2, 0.98, 0.05),
-    "nf4": ("bfloat16", "nf4", 1e-1, 0.8, 0.3),
+    "float32": ("float32", "full", {"attention": "grouped", "compiled": False}, 1e-4, 0.9999, 1e-2),
+    "grouped": ("bfloat16", "full", {"attention": "grouped", "compiled": False}, 2e-2, 0.99, 0.05),
+    "flex": ("bfloat16", "full", {"attention": "flex", "compiled": False}, 2e-2, 0.99, 0.05),
+    "compiled": ("bfloat16", "full", {"attention": "flex", "compiled": True}, 2e-2, 0.99, 0.05),
+    "checkpointing": ("bfloat16", "full", {"checkpointing": True}, 2e-2, 0.99, 0.05),
+    "fp8": ("bfloat16", "fp8", {}, 5e-2, 0.9, 0.2),
+    "int8": ("bfloat16", "int8", {}, 2e-2, 0.98, 0.05),
+    "nf4": ("bfloat16", "nf4", {}, 1e-1, 0.8, 0.3),
 }
 
 
@@ -69,157 +60,11 @@ class Plan:
     curve: int = 12
 
 
-def random_model(shape: dict[str, Any], device: str, dtype: torch.dtype, weights: str = "full") -> Any:
-    """A random T5 made on the device tensor by tensor; its layers quantised on the way where `weights` says so."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(
-        vocab_size=VOCABULARY, decoder_start_token_id=0, pad_token_id=0, dropout_rate=0.0, use_cache=False, **shape
-    )  # fmt: skip
-    with torch.device("meta"):
-        model = T5ForConditionalGeneration(config)
-        if shape.get("tie_word_embeddings") is False:  # T5Config ties it whatever it is told
-            model.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
-    tied: dict[nn.Parameter, nn.Parameter] = {}
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        if parameter not in tied:
-            drawn = _drawn(name, parameter.shape, _std(name, shape), device, dtype)
-            if weights != "full" and _is_quantised(name):
-                parent, _, child = path.rpartition(".")
-                setattr(model.get_submodule(parent), child, _quantised(drawn, weights))
-                continue
-            tied[parameter] = nn.Parameter(drawn, requires_grad=False)
-        setattr(module, leaf, tied[parameter])
-    return model.eval()
-
-
-def _is_quantised(name: str) -> bool:
-    from pretrain.quantise import is_quantised
-
-    return bool(is_quantised(name))
-
-
-def _quantised(weight: torch.Tensor, weights: str) -> nn.Module:
-    from pretrain.quantise import quantised_linear
-
-    return quantised_linear(weight, weights)  # type: ignore[arg-type]
-
-
-def _std(name: str, shape: dict[str, Any]) -> float | None:
-    """transformers' own initialisation of T5; None: ones."""
-    d, inner = shape["d_model"], shape["d_kv"] * shape["num_heads"]
-    stds = {"shared": 1.0, "q": (d * shape["d_kv"]) ** -0.5, "o": inner**-0.5, "wo": shape["d_ff"] ** -0.5}
-    kind = name.split(".")[-2]
-    return None if "norm" in kind else stds.get(kind, d**-0.5)
-
-
-def _drawn(name: str, size: torch.Size, std: float | None, device: str, dtype: torch.dtype) -> torch.Tensor:
-    if std is None:
-        return torch.ones(size, device=device, dtype=dtype)
-    # Drawn in bfloat16 whatever the type, so that a model in float32 has the same weights.
-    own = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
-    return torch.empty(size, device=device, dtype=torch.bfloat16).normal_(0, std, generator=own).to(dtype)
-
-
-class DrawnCorpus:
-    """Examples with the lengths of real pairs and ids drawn, in place of a `TaskCorpus`."""
-
-    def __init__(self) -> None:
-        rng = generator(0, "bench gpu")
-        lengths = np.exp(rng.normal(np.log(MEDIAN_TOKENS), SPREAD, POOL)).clip(8, LONGEST)
-        self._lengths = lengths.astype(np.int32)
-        self._ids = rng.integers(1000, 30_000, int(LONGEST + POOL), np.int32)
-        self._labels = rng.integers(0, len(LABELS), POOL)
-
-    def lengths(self, rows: np.ndarray, prompt_len: int) -> np.ndarray:
-        """Tokens of rows, int32 [B]."""
-        return self._lengths[rows]
-
-    def render_batch(self, rows: np.ndarray, tokenizer: object, prompt_len: int) -> Rendered:
-        """The rows end to end."""
-        ids = [self._ids[row : row + self._lengths[row]] for row in rows.tolist()]
-        return Rendered(np.concatenate(ids), ends(self._lengths[rows]), self._labels[rows])
-
-    def examples(self, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Inputs and targets one by one."""
-        rendered = self.render_batch(rows, None, PROMPT_LEN)
-        inputs = np.split(rendered.input_ids, rendered.offsets[1:-1])
-        for ids, label in zip(inputs, rendered.labels.tolist(), strict=True):
-            yield {"input_ids": ids, "target_ids": np.array([SENTINEL, LABELS[label]])}
-
-
-class _Words:
-    """A verbalizer of one-token words."""
-
-    ids = tuple((word,) for word in LABELS)
-
-    def __len__(self) -> int:
-        return len(LABELS)
-
-    def target_ids(self, label: int, closing: bool) -> np.ndarray:
-        return np.array([SENTINEL, LABELS[label]], np.int32)
-
-
-class Step:
-    """The product's training step on a random backbone.
-
-    Args:
-        shape: fields of the configuration.
-        device: where.
-        dtype: `float32` or `bfloat16`.
-        weights: how the backbone's layers are held.
-    """
-
-    def __init__(self, shape: dict[str, Any], device: str, dtype: str, weights: str) -> None:
-        from pretrain.backbone import DTYPES, Backbone
-        from pretrain.distributed import Processes
-        from pretrain.forward import PromptedBackbone
-        from pretrain.groups import Batcher, Group
-        from pretrain.settings import PretrainSettings
-
-        self.processes = Processes(0, 1, torch.device(device))
-        backbone = Backbone(random_model(shape, device, DTYPES[dtype], weights), "random")
-        self.net = PromptedBackbone(backbone).requires_grad_(False).eval()
-        self.settings = PretrainSettings(
-            out=Path(), corpora=Path(), backbone="none", formats=["sentence_pair"], prompt_len=PROMPT_LEN,
-            learning_rate=RATE, schedule="constant",
-        )  # fmt: skip
-        self.corpus: Any = DrawnCorpus()
-        words: Any = _Words()
-        self.group = Group(0, "sentence_pair", self.corpus, words, range(POOL), np.arange(8))
-        tokenizer: Any = type("Padding", (), {"pad_id": 0})
-        self._batcher = Batcher([self.group], self.settings, tokenizer, 0, self.processes.device)
-        self.restart()
-
-    def restart(self) -> None:
-        """Start again with the prompt that all variants start with."""
-        from pretrain.prompts import PromptBank
-
-        drawn = generator(0, "bench gpu prompt").standard_normal((PROMPT_LEN, self.net.model.config.d_model))
-        start = torch.from_numpy(drawn.astype(np.float32))[None].to(self.processes.device)
-        self.bank = PromptBank(start, [RATE], clip=1.0)
-
-    def __call__(self, number: int, batch_size: int, batch_tokens: int) -> float:
-        """One update; the mean loss of its examples."""
-        from pretrain.step import train_step
-
-        settings = self.settings.model_copy(update={"batch_size": batch_size, "batch_tokens": batch_tokens})
-        sums_KS, _ = train_step(
-            self.net, self.bank, self._batcher, [self.group], number, settings, self.processes
-        )
-        return float(sums_KS[0, 2] / sums_KS[0, 3])
-
-    def rows(self, number: int, batch_size: int) -> np.ndarray:
-        """The examples of an update."""
-        return self.group.rows_of_step(number, batch_size, self.settings.seed)
-
-
-def ours(plan: Plan, weights: str = "full") -> dict[str, Any]:
+def ours(plan: Plan, weights: str = "full", **options: Any) -> dict[str, Any]:
     """Rate, memory and losses of our step, at the best of the budgets."""
-    step = Step(SHAPES[plan.shape], plan.device, "bfloat16", weights)
+    step = Step(SHAPES[plan.shape], plan.device, "bfloat16", weights, **options)
     found: dict[str, Any] = {"weights_gb": _gigabytes(torch.cuda.memory_allocated)}
+    found["options"] = dataclasses.asdict(step.options)
 
     def rate(budget: int, least: float) -> Measured:
         return _rate(lambda number: _one(step, number, plan.batch_size, budget), least)
@@ -227,6 +72,7 @@ def ours(plan: Plan, weights: str = "full") -> dict[str, Any]:
     found["tried"] = _largest_that_fits(plan.budgets, lambda budget: rate(budget, 0))
     best = int(_best(found["tried"]))
     found |= {"batch_tokens": best, **rate(best, plan.seconds)}
+    found["predicted_gb"] = _predicted(plan, best, weights, step)
     if plan.curve:
         step.restart()
         size = min(CURVE_BATCH, plan.batch_size)
@@ -238,6 +84,30 @@ def _one(step: Step, number: int, batch_size: int, budget: int) -> int:
     step(number, batch_size, budget)
     lengths = step.corpus.lengths(step.rows(number, batch_size), PROMPT_LEN)
     return int((lengths + PROMPT_LEN).sum())
+
+
+def _predicted(plan: Plan, budget: int, weights: str, step: Step) -> float | None:
+    """What `ppt plan` expects the peak of allocated memory to be."""
+    if plan.device == "cpu":
+        return None
+    from pretrain.devices import this_device
+    from pretrain.plan import predict
+    from pretrain.shapes import Shape
+    from pretrain.strategy import Strategy, Workload
+
+    fields = dict(SHAPES[plan.shape])
+    gated = "gated" in fields.pop("feed_forward_proj", "")
+    tied = fields.pop("tie_word_embeddings", True)
+    shape = Shape(
+        name=plan.shape, vocab_size=VOCABULARY, num_decoder_layers=fields["num_layers"], gated=gated, tied=tied, **fields
+    )  # fmt: skip
+    lengths = (step.corpus.lengths(np.arange(POOL), PROMPT_LEN) + PROMPT_LEN).astype(np.float64)
+    work = Workload(
+        prompts=1, examples=plan.batch_size, tokens=float(lengths.mean()),
+        attended=float((lengths**2).sum() / lengths.sum()), longest=int(lengths.max()),
+    )  # fmt: skip
+    strategy = Strategy(weights=weights, checkpointing=step.options.checkpointing)
+    return float(predict(shape, this_device(True, 1)[0], strategy, budget, work).memory.allocated) / 1e9
 
 
 def peft(plan: Plan, fixed: bool, compiled: bool = False) -> dict[str, Any]:
@@ -316,9 +186,9 @@ def check(plan: Plan) -> dict[str, Any]:
     """Loss and prompt gradient of every way of computing beside the plain transformers model in float32."""
     loss, grad = _plain(plan)
     found: dict[str, Any] = {"plain": {"loss": loss}}
-    for name, (dtype, weights, *least) in CHECKS.items():
+    for name, (dtype, weights, options, *least) in CHECKS.items():
         try:
-            step = Step(SHAPES[plan.shape], plan.device, dtype, weights)
+            step = Step(SHAPES[plan.shape], plan.device, dtype, weights, **options)
             own_loss = step(0, CHECKED, plan.budgets[0])
         except (ImportError, UserError) as error:
             found[name] = {"skipped": str(error)}
@@ -335,7 +205,7 @@ def check(plan: Plan) -> dict[str, Any]:
 
 def _plain(plan: Plan) -> tuple[float, torch.Tensor]:
     """The plain model's loss on the first step's examples, padded, and the gradient of the prompt, float64 [P, D]."""
-    step = Step(SHAPES[plan.shape], plan.device, "float32", "full")
+    step = Step(SHAPES[plan.shape], plan.device, "float32", attention="grouped", compiled=False)
     examples = list(step.corpus.examples(step.rows(0, CHECKED)))
     prompt = step.bank.prompts_KPD.detach()[0].requires_grad_(True)
     model = random_model(SHAPES[plan.shape], plan.device, torch.float32)

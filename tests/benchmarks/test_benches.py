@@ -39,7 +39,7 @@ def test_the_pretraining_bench_checks_the_rival_and_writes_ratios_and_shares(tmp
 def test_the_gpu_bench_runs_dry_without_a_gpu(tmp_path: Path) -> None:
     found = run(tmp_path, "gpu", "--dry-run", "--only", "check,ours,peft_fixed")
     checks = found["raw"]["check"]
-    assert checks["float32"]["ok"] and checks["bfloat16"]["ok"]
+    assert checks["float32"]["ok"] and checks["grouped"]["ok"] and checks["checkpointing"]["ok"]
     assert found["ratios"]["tiny-gated/peft_fixed"] > 0
 
 
