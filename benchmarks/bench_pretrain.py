@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from common_bench import finish, in_turn
@@ -44,7 +45,10 @@ EXAMPLES = {
 }  # of a round: enough for seconds, few enough for minutes
 BUDGETS = (2048, 4096, 8192, 16384)  # encoder tokens of our micro-batches, tried before the rounds
 RUN = 16  # examples of about equal length that stand for one place in the spread
-MICRO = (2, 4, 8, 16)  # examples of the rivals' micro-batches, tried before the rounds
+MICRO = {
+    "cpu": (4, 8, 16),
+    "cuda": (16, 32, 64),
+}  # examples of the rivals' micro-batches, tried before the rounds
 TRIED = 32  # examples of a trial
 CHECKED = 16  # examples on which the sides must agree
 LOSS_APART, COSINE, NORMS_APART = 0.02, 0.98, 0.05  # what bfloat16 leaves of equal losses and gradients
@@ -176,7 +180,9 @@ def _best_choice(rival: Side, name: str, quick: bool) -> tuple[Any, dict[str, fl
     """The rival's fastest settings, and the rates of all that were tried, in examples a second."""
     from pretrain_rival import Choice
 
-    best, rates = Choice(fixed=name == "fixed"), {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    best = Choice(name == "fixed", attention="sdpa" if device == "cuda" else "eager")
+    rates: dict[str, float] = {}
 
     def better(changes: list[dict[str, Any]]) -> Any:
         found = {}
@@ -191,7 +197,7 @@ def _best_choice(rival: Side, name: str, quick: bool) -> tuple[Any, dict[str, fl
         return best, rates
     kinds = itertools.product(("bfloat16", "autocast"), ("eager", "sdpa"))
     best = better([{"weights": weights, "attention": attention} for weights, attention in kinds])
-    best = better([{"micro": micro} for micro in MICRO])
+    best = better([{"micro": micro} for micro in MICRO[device]])
     best = better([{"compiled": False}, {"compiled": True}])
     print(
         f"{name}, examples/s: " + ", ".join(f"{key}: {rate:.2f}" for key, rate in rates.items()),
