@@ -6,10 +6,12 @@ import argparse
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 # A signal may come before the heavy imports are done.
 _stop_asked: list[int] = []
+_began = time.monotonic()
 
 
 def _ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -47,12 +49,21 @@ def main() -> int:
         json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage)
         deepspeed_config = read_deepspeed_config(json_path)
 
-        from pretrain.distributed import end_processes, lost_process
-        from pretrain.engine import pretrain
+        from pretrain.watchdog import Watchdog
 
-        with lost_process():
-            pretrain(settings, deepspeed_config, should_stop=lambda: bool(_stop_asked))
-        end_processes()
+        with Watchdog(settings.out, settings.process_timeout) as watchdog:
+            from pretrain.distributed import end_processes, lost_process
+            from pretrain.engine import pretrain
+
+            with lost_process():
+                pretrain(
+                    settings,
+                    deepspeed_config,
+                    lambda: bool(_stop_asked) or watchdog.stop_asked,
+                    watchdog,
+                    _began,
+                )
+            end_processes()
     except ENDINGS as error:
         return end(error, ended=lambda: bool(_stop_asked))
     return 0

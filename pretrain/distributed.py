@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from corpora.common.errors import MachineError
+from pretrain.watchdog import AGAIN, LostProcess
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Processes:
         """Add `tensor` up over all processes, in place; every process gets the same bits.
 
         Raises:
-            MachineError: another process is gone.
+            LostProcess: another process is gone.
         """
         if self.world > 1:
             import deepspeed.comm
@@ -71,7 +72,7 @@ def lost_process() -> Iterator[None]:
     """Say in one line that a collective failed because another process is gone; other errors pass through.
 
     Raises:
-        MachineError: another process of the job is gone.
+        LostProcess: another process of the job is gone.
     """
     try:
         yield
@@ -82,10 +83,7 @@ def lost_process() -> Iterator[None]:
             sign in reason.lower() for sign in signs
         ):
             raise
-        raise MachineError(
-            f"lost another process of the job ({reason[:120]}); start the same command again to go on from the last "
-            "checkpoint"
-        ) from error
+        raise LostProcess(f"lost another process of the job ({reason[:120]}); {AGAIN}") from error
 
 
 @contextlib.contextmanager
@@ -116,11 +114,12 @@ def import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def start_processes(device: str) -> Processes:
+def start_processes(device: str, timeout: float = 1800.0) -> Processes:
     """Join the processes that the launcher started, or be the only one.
 
     Args:
         device: `cpu`, or `auto` for what the machine has.
+        timeout: seconds that a process waits for the others in one call; they may load at very different speed.
     """
     deepspeed = import_deepspeed(device)
     accelerator = deepspeed.get_accelerator()
@@ -132,7 +131,9 @@ def start_processes(device: str) -> Processes:
     if not deepspeed.comm.is_initialized():
         with quiet():
             if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-                deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+                deepspeed.init_distributed(
+                    auto_mpi_discovery=False, verbose=False, timeout=datetime.timedelta(seconds=timeout)
+                )
             else:
                 _start_alone(deepspeed)
     return Processes(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where)

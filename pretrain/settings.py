@@ -16,9 +16,10 @@ from corpora.common.settings import Settings, read_yaml
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
 
-# Keys that may differ when a run goes on in the folder of an earlier start: where it lies and on how many
-# processes it runs. Every other key decides what the run computes.
-FREE_KEYS = frozenset({"out", "processes", "launcher_log"})
+# Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
+# runs, how long, and what ends it (a run that a spoilt step ended may go on without that step, and is then the same
+# as one that left it out at once). Every other key decides what the run computes.
+FREE_KEYS = frozenset({"out", "processes", "launcher_log", "on_nonfinite", "time_limit", "process_timeout"})
 
 
 class PretrainSettings(Settings):
@@ -54,6 +55,12 @@ class PretrainSettings(Settings):
     export_step: int | None = Field(None, ge=0)  # save the prompt of this step; null: lowest held-out loss
     save_every: int = Field(100, ge=1)  # optimiser steps
     log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
+
+    on_nonfinite: Literal["stop", "skip"] = (
+        "stop"  # a loss or gradient is no number; skip: leave that update out
+    )
+    time_limit: float | None = Field(None, gt=0)  # hours of one start; then a checkpoint and exit code 75
+    process_timeout: int = Field(600, ge=2)  # seconds that a silent or stuck process is waited for
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
     device: Literal["auto", "cpu"] = "auto"
