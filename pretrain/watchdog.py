@@ -246,6 +246,7 @@ class Watchdog:
             )
         for peer, line in self._seen.items():
             speaks = self._line.rank == (1 if peer == 0 else 0)
+            timeout = self.timeout + (0 if speaks else GRACE)  # first the one that says why
             silent, still = now - self._heard[peer], now - max(self._moved[peer], self._my_move)
             if not (self.folder / str(peer)).exists():
                 if silent > GRACE:  # it has said why it ended
@@ -257,13 +258,13 @@ class Watchdog:
                 what = f"{line} has not been heard of for {silent:.0f} s (last at step {line.step}, {line.doing})"
                 if speaks:
                     self._say_once(f"{what}; the others wait", f"{peer} silent at {line.beat}")
-                if silent > self.timeout:
+                if silent > timeout:
                     self._end(f"{what}; {AGAIN}" if speaks else None, line)
             elif self._line.waits and not line.waits and still > self.report:
                 what = f"{line} has been {line.doing} at step {line.step} for {still:.0f} s"
                 if speaks:
                     self._say_once(f"{what}; the others wait", f"{peer} still at {line.moves}")
-                if still > self.timeout:
+                if still > timeout:
                     self._end(f"{what}; {AGAIN}" if speaks else None, line)
 
     def _dead(self, line: Line) -> bool:

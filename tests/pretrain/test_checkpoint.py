@@ -52,7 +52,9 @@ def stopped(
     pretrain(run)
     half = run.model_copy(update={"out": folder / "half"})
     with pytest.raises(Stopped):
-        pretrain(half, should_stop=lambda: 4 in saved_steps(half.out))  # asked next after the update that follows
+        pretrain(
+            half, should_stop=lambda: 4 in saved_steps(half.out)
+        )  # asked next after the update that follows
     assert saved_steps(half.out) == [4, 5]
     return run, half.out
 
@@ -83,7 +85,7 @@ def test_with_no_whole_checkpoint_left_the_run_says_what_to_do(
     shutil.copytree(half, run.out)
     for step in saved_steps(run.out):
         cut(checkpoint_path(run.out, step) / "state.safetensors")
-    with pytest.raises(UserError, match="no checkpoint in .* is whole; put one back from a copy, or remove"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole; put one back from a copy, or remove"):
         pretrain(run)
     shutil.rmtree(run.out / "checkpoints")  # as it says
     pretrain(run)

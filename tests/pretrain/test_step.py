@@ -97,7 +97,9 @@ def test_a_step_that_overflows_stops_the_run_and_names_step_examples_and_checkpo
     assert message.startswith(f"step {first}: not finite ({NAME} examples ")
     assert set(map(str, where[first])) <= set(message.partition("examples ")[2].partition(")")[0].split(", "))
     good = [step for step in range(0, first, run.save_every) if step]
-    expected = f"the last good checkpoint is {checkpoint_path(run.out, good[-1])}" if good else "no checkpoint yet"
+    expected = (
+        f"the last good checkpoint is {checkpoint_path(run.out, good[-1])}" if good else "no checkpoint yet"
+    )
     assert expected in message and "on_nonfinite=skip" in message
 
 
@@ -132,11 +134,13 @@ def test_skipped_steps_are_written_down_and_change_nothing(
 def test_a_run_that_skips_goes_on_to_the_same_bytes_and_so_does_one_that_stopped_first(
     bad: tuple[PretrainSettings, dict[int, list[int]]],
 ) -> None:
-    whole, where = bad
+    whole, _ = bad
     pretrain(whole)
     killed = whole.model_copy(update={"out": Path(f"{whole.out}-killed")})
     with pytest.raises(Stopped):  # right after the first update that was left out
-        pretrain(killed, should_stop=lambda: (killed.out / "metrics.jsonl").exists() and bool(skipped(killed.out)))
+        pretrain(
+            killed, should_stop=lambda: (killed.out / "metrics.jsonl").exists() and bool(skipped(killed.out))
+        )
     assert saved_steps(killed.out)[-1] < STEPS
     pretrain(killed)
     ended = whole.model_copy(update={"out": Path(f"{whole.out}-ended")})
