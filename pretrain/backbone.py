@@ -123,16 +123,17 @@ class Backbone:
         return encode(self.model, embeds_BLD, mask_BL)
 
     def decode(
-        self, states_BLD: torch.Tensor, mask_BL: torch.Tensor, decoder_ids_BT: torch.Tensor
+        self, states_BLD: torch.Tensor, mask_BL: torch.Tensor, decoder_ids_BT: torch.Tensor, first: int = 0
     ) -> torch.Tensor:
-        """Logits, [B, T, V], of the decoder's positions given encoder states.
+        """Logits, [B, T - first, V], of the decoder's positions given encoder states.
 
         Args:
             states_BLD: [B, L, D] from `encode`.
             mask_BL: [B, L] as given to `encode`.
             decoder_ids_BT: [B, T] decoder inputs, the first column `start_id`.
+            first: first position of which logits are made.
         """
-        output = decode(self.model, states_BLD, mask_BL, decoder_ids_BT)
+        output = decode(self.model, states_BLD, mask_BL, decoder_ids_BT)[:, first:]
         config = self.model.config
         if config.model_type == "t5" and config.scale_decoder_outputs:
             # T5 1.0 shares its head with the embedding, scaled (Raffel et al.); mT5 never scales.

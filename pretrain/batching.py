@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,11 @@ IntArray = npt.NDArray[np.int32]
 Count = Literal["label", "all"]  # which target positions the loss counts
 
 
-@dataclass(frozen=True)
-class Batch:
-    """B examples as tensors; L is the longest input, T the longest target.
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What B examples ask of the decoder; T is the longest target.
 
     Attributes:
-        input_ids_BL: [B, L] int64 encoder ids, padded at the end.
-        mask_BL: [B, L] bool, true where an id stands.
         prompt_ids_B: [B] int64, which prompt of the bank each example uses.
         decoder_ids_BT: [B, T] int64: the start id, then the target ids moved by one.
         target_ids_BT: [B, T] int64.
@@ -33,8 +31,6 @@ class Batch:
         example_weights_B: [B] float32, weight of each example in the loss.
     """
 
-    input_ids_BL: torch.Tensor
-    mask_BL: torch.Tensor
     prompt_ids_B: torch.Tensor
     decoder_ids_BT: torch.Tensor
     target_ids_BT: torch.Tensor
@@ -42,10 +38,50 @@ class Batch:
     labels_B: torch.Tensor
     example_weights_B: torch.Tensor
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        moved = {field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)}
-        return Batch(**moved)
+    def to(self, device: torch.device | str) -> Self:
+        """The same on `device`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Targets):
+    """B examples, padded; L is the longest input.
+
+    Attributes:
+        input_ids_BL: [B, L] int64 encoder ids, padded at the end.
+        mask_BL: [B, L] bool, true where an id stands.
+    """
+
+    input_ids_BL: torch.Tensor
+    mask_BL: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch(Targets):
+    """B examples end to end, each after its own prompt; N encoder tokens, M of them text.
+
+    Attributes:
+        text_ids_M: [M] int64 ids of all texts.
+        text_places_M: [M] int64 place of each among the N tokens.
+        prompt_places_BP: [B * P] int64 places of the prompts' tokens.
+        lengths_B: [B] tokens of each example, its prompt included; on the host.
+    """
+
+    text_ids_M: torch.Tensor
+    text_places_M: torch.Tensor
+    prompt_places_BP: torch.Tensor
+    lengths_B: npt.NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return int(self.lengths_B.sum())
 
 
 def pad_inputs(inputs: Sequence[IntArray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,6 +180,59 @@ def collate_flat(
     if not len(rendered):
         raise ValueError("a batch needs at least one example")
     input_ids_BL, mask_BL = _padded(rendered.input_ids, rendered.offsets, pad_id)
+    return Batch(
+        input_ids_BL=torch.from_numpy(input_ids_BL),
+        mask_BL=torch.from_numpy(mask_BL),
+        **_targets(
+            rendered, prompt_ids, target_ids, target_offsets, example_weights, pad_id, start_id, count
+        ),
+    )
+
+
+def pack_flat(
+    rendered: Rendered,
+    prompt_len: int,
+    prompt_ids: npt.NDArray[np.integer],
+    target_ids: IntArray,
+    target_offsets: npt.NDArray[np.int64],
+    example_weights: npt.NDArray[np.floating],
+    pad_id: int,
+    start_id: int,
+    count: Count = "label",
+) -> PackedBatch:
+    """`collate_flat` without padding of the inputs; `prompt_len` places are left free before each example.
+
+    Raises:
+        ValueError: as `collate`.
+    """
+    if not len(rendered):
+        raise ValueError("a batch needs at least one example")
+    texts_B = np.diff(rendered.offsets)
+    lengths_B = texts_B + prompt_len
+    starts_B = ends(lengths_B)[:-1]
+    number_M = np.repeat(np.arange(len(texts_B)), texts_B)
+    return PackedBatch(
+        text_ids_M=torch.from_numpy(rendered.input_ids.astype(np.int64)),
+        text_places_M=torch.from_numpy(np.arange(len(number_M)) + prompt_len * (number_M + 1)),
+        prompt_places_BP=torch.from_numpy((starts_B[:, None] + np.arange(prompt_len)).ravel()),
+        lengths_B=lengths_B,
+        **_targets(
+            rendered, prompt_ids, target_ids, target_offsets, example_weights, pad_id, start_id, count
+        ),
+    )
+
+
+def _targets(
+    rendered: Rendered,
+    prompt_ids: npt.NDArray[np.integer],
+    target_ids: IntArray,
+    target_offsets: npt.NDArray[np.int64],
+    example_weights: npt.NDArray[np.floating],
+    pad_id: int,
+    start_id: int,
+    count: Count,
+) -> dict[str, torch.Tensor]:
+    """The fields of `Targets`."""
     shortest, counted_from = int(np.diff(target_offsets).min()), 0 if count == "all" else 1
     if shortest <= counted_from:
         raise ValueError(
@@ -154,24 +243,30 @@ def collate_flat(
     decoder_ids_BT[:, 1:] = np.where(there_BT[:, 1:], target_ids_BT[:, :-1], pad_id)
     weights_BT = there_BT.astype(np.float32)
     weights_BT[:, :counted_from] = 0.0
-    return Batch(
-        input_ids_BL=torch.from_numpy(input_ids_BL),
-        mask_BL=torch.from_numpy(mask_BL),
-        prompt_ids_B=torch.from_numpy(prompt_ids.astype(np.int64)),
-        decoder_ids_BT=torch.from_numpy(decoder_ids_BT),
-        target_ids_BT=torch.from_numpy(target_ids_BT),
-        target_weights_BT=torch.from_numpy(weights_BT),
-        labels_B=torch.from_numpy(rendered.labels),
-        example_weights_B=torch.from_numpy(example_weights.astype(np.float32)),
-    )
+    return {
+        "prompt_ids_B": torch.from_numpy(prompt_ids.astype(np.int64)),
+        "decoder_ids_BT": torch.from_numpy(decoder_ids_BT),
+        "target_ids_BT": torch.from_numpy(target_ids_BT),
+        "target_weights_BT": torch.from_numpy(weights_BT),
+        "labels_B": torch.from_numpy(rendered.labels),
+        "example_weights_B": torch.from_numpy(example_weights.astype(np.float32)),
+    }
 
 
-def example_losses(logits_BTV: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Cross entropy of each example, [B] float32: the mean over its counted target positions."""
+def example_losses(logits_BTV: torch.Tensor, batch: Targets) -> torch.Tensor:
+    """Cross entropy of each example, [B] float32: the mean over its counted target positions.
+
+    Args:
+        logits_BTV: of all of the batch's T positions, or of the last ones, where the first do not count.
+        batch: the batch.
+    """
+    positions = logits_BTV.shape[1]
+    target_ids_BT = batch.target_ids_BT[:, -positions:]
+    weights_BT = batch.target_weights_BT[:, -positions:]
     losses_BT = torch.nn.functional.cross_entropy(
-        logits_BTV.float().flatten(0, 1), batch.target_ids_BT.flatten(), reduction="none"
-    ).view_as(batch.target_weights_BT)
-    return (losses_BT * batch.target_weights_BT).sum(1) / batch.target_weights_BT.sum(1)
+        logits_BTV.float().flatten(0, 1), target_ids_BT.flatten(), reduction="none"
+    ).view_as(weights_BT)
+    return (losses_BT * weights_BT).sum(1) / weights_BT.sum(1)
 
 
 def micro_batches(lengths: Sequence[int] | npt.NDArray[np.integer], batch_tokens: int) -> list[list[int]]:
@@ -193,3 +288,34 @@ def micro_batches(lengths: Sequence[int] | npt.NDArray[np.integer], batch_tokens
         else:
             groups.append([number])
     return groups
+
+
+def packed_batches(
+    lengths: Sequence[int] | npt.NDArray[np.integer], batch_tokens: int, multiple: int = 1
+) -> list[npt.NDArray[np.int64]]:
+    """Cut examples into micro-batches of similar length and about equally many tokens, none beyond a budget.
+
+    Args:
+        lengths: encoder tokens of each of N examples, the prompt included.
+        batch_tokens: encoder tokens of a micro-batch; one longer example makes a micro-batch of its own.
+        multiple: how many micro-batches there are divides by this, as far as there are examples enough.
+
+    Returns:
+        Arrays of example numbers, together 0..N-1, shortest first; the same for the same lengths.
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(lengths, kind="stable")
+    stops = np.cumsum(lengths[order])
+    count = -(-int(stops[-1]) // batch_tokens)
+    while True:
+        count = min(-(-count // multiple) * multiple, len(order))
+        cuts = np.searchsorted(stops, np.arange(1, count) * stops[-1] / count, side="right")
+        # Each micro-batch has an example: cuts rise by one at least, and leave one for each that follows.
+        cuts = np.maximum.accumulate(np.maximum(cuts, 1) - np.arange(count - 1)) + np.arange(count - 1)
+        cuts = np.minimum(cuts, len(order) - np.arange(count - 1, 0, -1))
+        parts = np.split(order, cuts)
+        if count == len(order) or all(
+            len(part) == 1 or int(lengths[part].sum()) <= batch_tokens for part in parts
+        ):
+            return parts
+        count += 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pretrain.batching import Batch
+from pretrain.batching import Targets
 from pretrain.distributed import Processes
 from pretrain.forward import run_batch
 from pretrain.groups import Batcher, Group, Work, share_out
@@ -36,7 +36,7 @@ def label_losses(
     """Loss of each example over its label's own tokens, whatever the training loss counts.
 
     Args:
-        logits_BTV: of a batch whose targets are `labels`.
+        logits_BTV: of a batch whose targets are `labels`, from the label's first token on.
         work: its examples.
         groups: by index.
         labels: [B].
@@ -50,19 +50,19 @@ def label_losses(
     longest = max(map(len, words))
     ids_BW = torch.tensor([[*word, *[0] * (longest - len(word))] for word in words], device=logits_BTV.device)
     n_B = torch.tensor([len(word) for word in words], device=logits_BTV.device)
-    log_probs_BWV = logits_BTV[:, 1 : 1 + longest].float().log_softmax(-1)
+    log_probs_BWV = logits_BTV[:, :longest].float().log_softmax(-1)
     picked_BW = log_probs_BWV.gather(-1, ids_BW[..., None])[..., 0]
     counted_BW = torch.arange(longest, device=logits_BTV.device) < n_B[:, None]
     return -(picked_BW * counted_BW).sum(1) / n_B
 
 
 def right_answers(
-    logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], batch: Batch
+    logits_BTV: torch.Tensor, work: Work, groups: dict[int, Group], batch: Targets
 ) -> torch.Tensor:
     """Which examples have their own label as the likeliest, by one decoder position.
 
     Args:
-        logits_BTV: of the batch; position 1 is the label's first token.
+        logits_BTV: of the batch, from the label's first token on.
         work: its examples.
         groups: by index; the answer means nothing where words have several tokens.
         batch: the batch.
@@ -76,7 +76,7 @@ def right_answers(
         here = np.flatnonzero(work.groups == index)
         where_B = torch.from_numpy(here).to(logits_BTV.device)
         words_C = torch.tensor([ids[0] for ids in group.verbalizer.ids], device=logits_BTV.device)
-        scores_BC = logits_BTV[where_B, 1][:, words_C].float()
+        scores_BC = logits_BTV[where_B, 0][:, words_C].float()
         choices_B = torch.from_numpy(group.n_labels(work.rows[here])).to(logits_BTV.device)
         beyond_BC = torch.arange(len(words_C), device=logits_BTV.device) >= choices_B[:, None]
         best_B = scores_BC.masked_fill(beyond_BC, -torch.inf).argmax(-1)
@@ -142,7 +142,7 @@ def evaluate(
 
 
 def _right_of_several_tokens(
-    logits: Sequence[torch.Tensor], asked: Sequence[list[int]], work: Work, batcher: Batcher, batch: Batch
+    logits: Sequence[torch.Tensor], asked: Sequence[list[int]], work: Work, batcher: Batcher, batch: Targets
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`right_answers` by the summed log probability of whole words.
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
-from pretrain.batching import Batch
+from pretrain.batching import PackedBatch
 from pretrain.distributed import Processes, import_deepspeed, quiet
-from pretrain.prompts import insert_prompts
+from pretrain.frozen_layers import freeze_norms
+from pretrain.packed_attention import grouped_attention
+from pretrain.packed_encoder import encode_packed
 
 
 class PromptedBackbone(torch.nn.Module):
@@ -22,37 +26,70 @@ class PromptedBackbone(torch.nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.model = (
-            backbone.model
-        )  # registered here, so that ZeRO 3 shards it and gathers what a layer needs
+        # Registered here, so that ZeRO 3 shards it and gathers what a layer needs.
+        self.model = backbone.model
         self._backbone = (backbone,)
+        freeze_norms(self.model)
 
     def forward(
-        self,
-        prompts_KPD: torch.Tensor,
-        input_ids_BL: torch.Tensor,
-        mask_BL: torch.Tensor,
-        prompt_ids_B: torch.Tensor,
-        *decoder_ids_BT: torch.Tensor,
+        self, prompts_KPD: torch.Tensor, batch: PackedBatch, decoder_ids: Sequence[torch.Tensor], first: int
     ) -> tuple[torch.Tensor, ...]:
-        """Logits of the decoder's positions, [B, T, V], for each of one or several decoder inputs."""
+        """Logits of the decoder's positions from `first` on, [B, T - first, V], for each of one or several inputs.
+
+        Args:
+            prompts_KPD: [K, P, D].
+            batch: the examples; its own decoder ids are not looked at.
+            decoder_ids: [B, T] tensors.
+            first: first position of which there are logits.
+        """
         (backbone,) = self._backbone
-        embeds_BLD = backbone.embed(input_ids_BL)
-        embeds_BLD, mask_BL = insert_prompts(prompts_KPD, embeds_BLD, mask_BL, prompt_ids_B)
-        states_BLD = backbone.encode(embeds_BLD, mask_BL)
-        return tuple(backbone.decode(states_BLD, mask_BL, ids) for ids in decoder_ids_BT)
+        states_BLD, mask_BL = _padded(self._encode(prompts_KPD, batch), batch.lengths_B)
+        return tuple(backbone.decode(states_BLD, mask_BL, ids_BT, first) for ids_BT in decoder_ids)
+
+    def _encode(self, prompts_KPD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        """Encoder states, [N, D]."""
+        (backbone,) = self._backbone
+        texts_MD = backbone.embed(batch.text_ids_M)
+        prompts_BPD = prompts_KPD[batch.prompt_ids_B].to(texts_MD.dtype)
+        free_ND = texts_MD.new_zeros(batch.tokens, texts_MD.shape[1])
+        embeds_ND = free_ND.index_copy(0, batch.text_places_M, texts_MD)
+        embeds_ND = embeds_ND.index_copy(0, batch.prompt_places_BP, prompts_BPD.flatten(0, 1))
+        return encode_packed(self.model, embeds_ND, grouped_attention(self.model, batch.lengths_B))
+
+
+def _padded(states_ND: torch.Tensor, lengths_B: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of examples that lie end to end as [B, L, D], zero at padding, and [B, L] true at tokens."""
+    device, longest = states_ND.device, int(lengths_B.max())
+    mask_BL = torch.from_numpy(np.arange(longest) < lengths_B[:, None])
+    if bool(mask_BL.all()):
+        return states_ND.view(len(lengths_B), longest, -1), mask_BL.to(device)
+    places_N = mask_BL.flatten().nonzero()[:, 0].to(device)
+    # index_copy would keep the states for its way back.
+    padded = states_ND.new_zeros(mask_BL.numel(), states_ND.shape[1]).index_put((places_N,), states_ND)
+    return padded.view(len(lengths_B), longest, -1), mask_BL.to(device)
 
 
 def run_batch(
-    net: torch.nn.Module, prompts_KPD: torch.Tensor, batch: Batch, others: Sequence[Batch] = ()
+    net: torch.nn.Module,
+    prompts_KPD: torch.Tensor,
+    batch: PackedBatch,
+    others: Sequence[PackedBatch] = (),
+    first: int = 1,
 ) -> tuple[torch.Tensor, ...]:
-    """`net` on a batch, [B, T, V]; and on the targets of `others`, whose inputs are the same, encoded once."""
+    """`net` on a batch, and on the targets of `others`, whose inputs are the same, encoded once.
+
+    Args:
+        net: what `deepspeed_module` gave.
+        prompts_KPD: [K, P, D].
+        batch: the examples.
+        others: the same examples with other targets.
+        first: position of the first logits; 1 is the label's first token.
+
+    Returns:
+        [B, T - first, V] for `batch` and for each of `others`.
+    """
     logits: tuple[torch.Tensor, ...] = net(
-        prompts_KPD,
-        batch.input_ids_BL,
-        batch.mask_BL,
-        batch.prompt_ids_B,
-        *(one.decoder_ids_BT for one in (batch, *others)),
+        prompts_KPD, batch, [one.decoder_ids_BT for one in (batch, *others)], first
     )
     return logits
 

@@ -15,7 +15,7 @@ from corpora.formats import CHOICE_FORMATS, Verbalizer
 from corpora.rendering import Rendered, ends, spread
 from corpora.task_corpus import SPLITS, TaskCorpus
 from corpora.tokenizer import Tokenizer
-from pretrain.batching import Batch, collate_flat, end_to_end, micro_batches
+from pretrain.batching import PackedBatch, end_to_end, pack_flat, packed_batches
 from pretrain.settings import PretrainSettings
 
 Rows = NDArray[np.int64]
@@ -154,14 +154,7 @@ def share_out(
         group.corpus.lengths(some, settings.prompt_len) for group, some in zip(groups, picks, strict=True)
     ]
     lengths = np.concatenate(texts) + settings.prompt_len
-    parts = [np.asarray(part) for part in micro_batches(lengths.tolist(), settings.batch_tokens)]
-    while len(parts) % world and max(map(len, parts)) > 1:
-        largest = max(
-            range(len(parts)),
-            key=lambda i: len(parts[i]) * int(lengths[parts[i]].max()) * (len(parts[i]) > 1),
-        )
-        whole = parts[largest]
-        parts[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    parts = packed_batches(lengths, settings.batch_tokens, multiple=world)
     mine = [Work(group_ids[part], rows[part], True) for part in parts[rank::world]]
     if len(mine) < -(-len(parts) // world):
         mine.append(Work(group_ids[parts[0][:1]], rows[parts[0][:1]], False))
@@ -202,7 +195,7 @@ class Batcher:
         ]
         return Rendered.in_order(parts, places)
 
-    def batch(self, work: Work, weight: float, labels: Sequence[int] | None = None) -> Batch:
+    def batch(self, work: Work, weight: float, labels: Sequence[int] | None = None) -> PackedBatch:
         """Render a micro-batch.
 
         Args:
@@ -218,8 +211,8 @@ class Batcher:
         asked = rendered.labels if labels is None else np.asarray(labels)
         targets = self._first_target[work.groups] + asked
         starts, lengths = self._target_offsets[targets], np.diff(self._target_offsets)[targets]
-        batch = collate_flat(
-            rendered, work.groups, self._target_ids[spread(starts, lengths)], ends(lengths),
+        batch = pack_flat(
+            rendered, self.settings.prompt_len, work.groups, self._target_ids[spread(starts, lengths)], ends(lengths),
             np.full(len(rendered), weight * work.counts), self.tokenizer.pad_id, self.start_id, self.settings.count,
         )  # fmt: skip
         return batch.to(self.device)

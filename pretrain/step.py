@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from pretrain.batching import example_losses
+from pretrain.batching import Targets, example_losses
 from pretrain.distributed import Processes
 from pretrain.evaluation import label_losses, right_answers
 from pretrain.forward import run_batch
@@ -65,14 +64,15 @@ def train_step(
     seen: list[tuple[torch.Tensor, Work]] = []
     for work in share_out(active, picks, settings, processes.rank, processes.world):
         batch = batcher.batch(work, 1.0 / settings.batch_size)
-        (logits_BTV,) = run_batch(net, bank.prompts_KPD, batch)
+        counted_from = 0 if settings.count == "all" else 1
+        (logits_BTV,) = run_batch(net, bank.prompts_KPD, batch, first=counted_from)
         losses_B = example_losses(logits_BTV, batch)
         (losses_B * batch.example_weights_B).sum().backward()
         if work.counts:
             sums_KS.index_add_(
                 0,
                 torch.from_numpy(work.groups).to(processes.device),
-                _measured(logits_BTV, losses_B, work, batcher, batch, settings),
+                _measured(logits_BTV[:, 1 - counted_from :], losses_B, work, batcher, batch, settings),
             )
             seen.append((losses_B.detach(), work))
 
@@ -100,10 +100,19 @@ def _measured(
     losses_B: torch.Tensor,
     work: Work,
     batcher: Batcher,
-    batch: Any,
+    batch: Targets,
     settings: PretrainSettings,
 ) -> torch.Tensor:
-    """[B, 4] label loss, right answer, training loss and 1 of each example of a micro-batch."""
+    """[B, 4] label loss, right answer, training loss and 1 of each example of a micro-batch.
+
+    Args:
+        logits_BTV: from the label's first token on.
+        losses_B: training losses.
+        work: the examples.
+        batcher: knows the groups.
+        batch: the examples as tensors.
+        settings: the run.
+    """
     own_B = losses_B.float()
     if settings.count == "all":
         own_B = label_losses(logits_BTV, work, batcher.groups, batch.labels_B.tolist())

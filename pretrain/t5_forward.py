@@ -53,9 +53,7 @@ def decode(model: Any, states_BLD: Tensor, mask_BL: Tensor, decoder_ids_BT: Tens
     cross_bias = _key_bias(mask_BL, hidden.dtype)
     for block in stack.block:
         hidden = _self_attention(hidden, block.layer[0], bias)
-        cross = block.layer[1]
-        normed = cross.layer_norm(hidden)
-        hidden = hidden + _attention(cross.EncDecAttention, normed, states_BLD, cross_bias)
+        hidden = hidden + _cross_attention(block.layer[1], hidden, states_BLD, cross_bias)
         hidden = _feed_forward(hidden, block.layer[2])
     output: Tensor = stack.final_layer_norm(hidden)
     return output
@@ -76,6 +74,48 @@ def _key_bias(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
 def _self_attention(hidden: Tensor, layer: Any, bias: Tensor) -> Tensor:
     normed = layer.layer_norm(hidden)
     return hidden + _attention(layer.SelfAttention, normed, normed, bias)
+
+
+def _cross_attention(layer: Any, hidden_BTD: Tensor, states_BLD: Tensor, bias_B11L: Tensor) -> Tensor:
+    """[B, T, D] of what the decoder reads from the encoder.
+
+    Where few queries meet many frozen keys, W_k moves to the queries' side and W_v behind the mixing,
+    q (W_k h) = (W_k^T q) h: keys and values, D x I products a token of the encoder, are never made.
+    """
+    attention, normed_BTD = layer.EncDecAttention, layer.layer_norm(hidden_BTD)
+    batch, queries = normed_BTD.shape[:2]
+    width: int = attention.key_value_proj_dim
+    if not (_plain(attention.k) and _plain(attention.v)) or 4 * queries > width:
+        return _attention(attention, normed_BTD, states_BLD, bias_B11L)
+    key_HWD = attention.k.weight.view(-1, width, states_BLD.shape[-1])
+    value_HWD = attention.v.weight.view_as(key_HWD)
+    heads = len(key_HWD)
+
+    def by_head(rows: Tensor) -> Tensor:
+        """[B, T, H, ...] -> [H, B * T, ...]"""
+        return rows.permute(2, 0, 1, 3).reshape(heads, batch * queries, -1)
+
+    def by_example(rows: Tensor) -> Tensor:
+        """[H, B * T, ...] -> [B, T * H, ...]"""
+        return rows.view(heads, batch, queries, -1).permute(1, 2, 0, 3).reshape(batch, queries * heads, -1)
+
+    query = attention.q(normed_BTD).view(batch, queries, heads, width)
+    asked_BXD = by_example(torch.bmm(by_head(query), key_HWD))
+    scores_BXL = torch.baddbmm(bias_B11L[:, 0], asked_BXD, states_BLD.mT)
+    mixed_BXD = torch.bmm(scores_BXL.softmax(-1), states_BLD)
+    mixed = torch.bmm(by_head(mixed_BXD.view(batch, queries, heads, -1)), value_HWD.mT)
+    output: Tensor = attention.o(by_example(mixed).view(batch, queries, heads * width))
+    return output
+
+
+def _plain(linear: Any) -> bool:
+    """Whether a layer is x W alone, W at hand and frozen: no adapter, no quantised layer, none that ZeRO 3 gathers."""
+    return (
+        type(linear) is torch.nn.Linear
+        and not linear.weight.requires_grad
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+    )
 
 
 def _attention(attention: Any, queries_BQD: Tensor, keys_BSD: Tensor, bias: Tensor) -> Tensor:

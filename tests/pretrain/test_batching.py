@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora.formats import Example
-from pretrain.batching import collate, example_losses, micro_batches
+from corpora.rendering import Rendered
+from pretrain.batching import collate, end_to_end, example_losses, micro_batches, pack_flat, packed_batches
 
 FIRST, LAST = 99, 98  # <extra_id_0>, <extra_id_1>
 
@@ -73,3 +74,30 @@ def test_micro_batches_hold_every_example_once_within_the_budget(lengths: list[i
     edges = [(min(lengths[n] for n in group), max(lengths[n] for n in group)) for group in groups]
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(edges))
     assert micro_batches(np.array(lengths, dtype=np.int32), budget) == groups
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=50), st.integers(1, 200), st.integers(1, 4))
+def test_packed_batches_are_even_and_within_the_budget(
+    lengths: list[int], budget: int, multiple: int
+) -> None:
+    batches = packed_batches(lengths, budget, multiple)
+    assert np.concatenate(batches).tolist() == np.argsort(lengths, kind="stable").tolist()
+    sizes = [sum(lengths[number] for number in batch) for batch in batches]
+    assert all(len(batch) == 1 or size <= budget for batch, size in zip(batches, sizes, strict=True))
+    assert all(len(batch) for batch in batches)
+    assert len(batches) % multiple == 0 or len(batches) == len(lengths)
+    # Even: no two differ by more than the examples at their edges, unless there are hardly enough examples.
+    if len(lengths) > 4 * len(batches) * max(lengths):
+        assert max(sizes) - min(sizes) <= 2 * max(lengths)
+
+
+def test_packed_examples_lie_end_to_end_each_after_room_for_its_prompt() -> None:
+    rendered = Rendered(*end_to_end([ids(5, 6), ids(7, 8, 9)]), np.array([1, 0]))
+    targets = end_to_end([ids(FIRST, 20), ids(FIRST, 21)])
+    batch = pack_flat(rendered, 3, np.array([1, 0]), *targets, np.ones(2), pad_id=0, start_id=4)
+    assert batch.lengths_B.tolist() == [5, 6] and batch.tokens == 11
+    assert batch.text_ids_M.tolist() == [5, 6, 7, 8, 9]
+    assert batch.text_places_M.tolist() == [3, 4, 8, 9, 10]
+    assert batch.prompt_places_BP.tolist() == [0, 1, 2, 5, 6, 7]
+    assert batch.decoder_ids_BT.tolist() == [[4, FIRST], [4, FIRST]]

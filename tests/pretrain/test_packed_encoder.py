@@ -1,0 +1,166 @@
+"""Examples end to end, each after its own prompt: the losses and prompt gradients of transformers' T5, one example at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from corpora.rendering import Rendered
+from pretrain.backbone import Backbone
+from pretrain.batching import PackedBatch, end_to_end, example_losses, pack_flat
+from pretrain.forward import PromptedBackbone
+from pretrain.packed_attention import make_runs
+
+P, VOCABULARY = 3, 60
+PROJECTIONS = ("relu", "gated-gelu", "gated-silu")
+
+
+def tiny(projection: str, family: str = "t5", dtype: torch.dtype = torch.float64) -> Any:
+    """A random model whose position biases and norms are no constants and whose heads are not d_model wide."""
+    config_class, model_class = (
+        (T5Config, T5ForConditionalGeneration) if family == "t5" else (MT5Config, MT5ForConditionalGeneration)
+    )
+    config = config_class(
+        vocab_size=VOCABULARY, d_model=16, d_kv=12, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=3,
+        relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0,
+        feed_forward_proj=projection,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = model_class(config)
+        for name, parameter in model.named_parameters():
+            if "relative_attention_bias" in name:
+                torch.nn.init.normal_(parameter)
+            elif "layer_norm" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.eval().requires_grad_(False).to(dtype)
+
+
+def batch_of(texts: list[list[int]], words: list[list[int]], prompts: list[int]) -> PackedBatch:
+    rendered = Rendered(
+        *end_to_end([np.array(text, np.int32) for text in texts]), np.zeros(len(texts), np.int64)
+    )
+    targets = end_to_end([np.array([50, *word], np.int32) for word in words])
+    return pack_flat(rendered, P, np.array(prompts), *targets, np.ones(len(texts)), 0, 0)
+
+
+def drawn_prompts(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(2, P, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype).requires_grad_()  # fmt: skip
+
+
+def plain(
+    model: Any, prompts_KPD: torch.Tensor, texts: list[list[int]], words: list[list[int]], which: list[int]
+) -> torch.Tensor:
+    """[B] losses of transformers' own forward, example by example."""
+    losses = []
+    for text, word, prompt in zip(texts, words, which, strict=True):
+        embeds = torch.cat([prompts_KPD[prompt], model.get_input_embeddings()(torch.tensor(text))])[None]
+        decoder = torch.tensor([[0, 50, *word[:-1]]])
+        logits = model(inputs_embeds=embeds, decoder_input_ids=decoder, use_cache=False).logits[0, 1:]
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(word)))
+    return torch.stack(losses)
+
+
+def packed(
+    model: Any, prompts_KPD: torch.Tensor, texts: list[list[int]], words: list[list[int]], which: list[int]
+) -> torch.Tensor:
+    batch = batch_of(texts, words, which)
+    (logits,) = PromptedBackbone(Backbone(model, "tiny"))(prompts_KPD, batch, [batch.decoder_ids_BT], 1)
+    log_probs = logits.log_softmax(-1).gather(-1, batch.target_ids_BT[:, 1:, None])[..., 0]
+    weights_BT = batch.target_weights_BT[:, 1:]
+    return -(log_probs * weights_BT).sum(1) / weights_BT.sum(1)
+
+
+examples = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 49), min_size=1, max_size=40),
+        st.lists(st.integers(1, 49), min_size=1, max_size=3),
+        st.integers(0, 1),
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+@settings(max_examples=15, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(drawn=examples)
+def test_losses_and_prompt_gradients_are_those_of_transformers_in_float64(
+    projection: str, family: str, drawn: list[tuple[list[int], list[int], int]]
+) -> None:
+    texts, words, which = (list(column) for column in zip(*drawn, strict=True))
+    found = []
+    for way in (plain, packed):
+        prompts_KPD = drawn_prompts(torch.float64)
+        losses_B = way(tiny(projection, family), prompts_KPD, texts, words, which)
+        found.append((losses_B, *torch.autograd.grad(losses_B.square().sum(), prompts_KPD)))
+    # Norms and softmax compute in float32 on both sides.
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    assert (found[1][1] - found[0][1]).norm() < 1e-5 * found[0][1].norm()
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_in_bfloat16_it_is_as_near_to_float32_as_transformers_is(projection: str) -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 50, n).tolist() for n in (5, 17, 18, 40)]
+    words, which = [[7], [8, 9], [10], [11]], [0, 1, 1, 0]
+    gradients = {}
+    for name, way, dtype in (
+        ("exact", plain, torch.float32), ("theirs", plain, torch.bfloat16), ("ours", packed, torch.bfloat16),
+    ):  # fmt: skip
+        model = tiny(projection, dtype=torch.bfloat16).to(dtype)  # weights that bfloat16 holds
+        prompts_KPD = drawn_prompts(torch.bfloat16).detach().to(dtype).requires_grad_()
+        losses_B = way(model, prompts_KPD, texts, words, which)
+        gradients[name] = torch.autograd.grad(losses_B.sum(), prompts_KPD)[0].float()
+    error, their_error = ((gradients[name] - gradients["exact"]).norm() for name in ("ours", "theirs"))
+    assert 0 < error < 1.5 * their_error
+
+
+def test_an_example_sees_no_other_and_no_other_prompt() -> None:
+    model, prompts_KPD = tiny("gated-gelu"), drawn_prompts(torch.float64)
+    texts, words, which = [[5, 6, 7], [8, 9], [1, 2, 3, 4]], [[7], [8], [9]], [0, 1, 0]
+    first_B = packed(model, prompts_KPD, texts, words, which)
+    (grad_KPD,) = torch.autograd.grad(first_B[1], prompts_KPD, retain_graph=True)
+    assert grad_KPD[0].abs().max() == 0 and grad_KPD[1].abs().min() > 0
+    second_B = packed(model, prompts_KPD, [[30, 31], [8, 9], [32]], words, [1, 1, 0])
+    torch.testing.assert_close(second_B[1], first_B[1], rtol=1e-9, atol=0)
+    assert abs(float((second_B[0] - first_B[0]).detach())) > 1e-4
+
+
+def test_nothing_is_kept_for_gradients_of_weights_or_texts() -> None:
+    model = tiny("relu", dtype=torch.float32)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        packed(model, drawn_prompts(torch.float32), [[5] * 20, [6] * 25], [[7], [8]], [0, 1])
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    inside = {tensor.data_ptr() for tensor in kept if tensor.shape[0] == 51 and tensor.ndim == 2} - weights
+    # Two norms' inputs and scales a block, relu's output, and the final norm's; attention keeps heads of its own.
+    by_width = sorted(tensor.shape[1] for tensor in kept if tensor.data_ptr() in inside)
+    assert by_width == sorted([16, 1, 16, 1, 24] * 2 + [16, 1])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=60))
+def test_runs_hold_all_tokens_in_order_with_little_padding(lengths: list[int]) -> None:
+    lengths_B = np.sort(np.array(lengths))
+    runs = make_runs(lengths_B, 8, torch.device("cpu"))
+    assert [run.start for run in runs] == [0, *(run.stop for run in runs[:-1])]
+    assert runs[-1].stop == lengths_B.sum() and sum(run.examples for run in runs) == len(lengths)
+    for run in runs:
+        padded = run.examples * run.longest
+        assert run.stop - run.start >= 0.95 * padded
+        assert (run.places is None) == (padded == run.stop - run.start)
+
+
+def test_the_mean_loss_of_a_batch_counts_the_label_alone_where_logits_start_there() -> None:
+    batch = batch_of([[5, 6], [7]], [[9], [10, 11]], [0, 1])
+    logits_BTV = torch.randn(2, 3, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(example_losses(logits_BTV[:, 1:], batch), example_losses(logits_BTV, batch))
