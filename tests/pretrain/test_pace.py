@@ -41,27 +41,28 @@ def test_asked_to_stop_within_an_evaluation_it_keeps_nothing_of_it_and_goes_on_t
     whole = settings(**small)
     pretrain(whole)
     run = settings(out=f"{whole.out}-stopped", **small)
-    inside = [0]
+    asked: list[int] = []  # how often in each evaluation of this start
     real = engine.evaluate
 
     def evaluate(*args: Any) -> Any:
         *rest, stops = args
+        asked.append(0)
 
         def counted() -> bool:
-            inside[0] += 1
+            asked[-1] += 1
             return stops()
 
         return real(*rest, counted)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine, "evaluate", evaluate)
-        for step, ask in (
-            (0, 2),
-            (3, 3),
-        ):  # at the evaluation of step 0, then that of step 3, each in the middle
-            inside[0] = 0 if step == 0 else -10
+        for nth, step in (
+            (1, 0),
+            (2, 3),
+        ):  # in the middle of the evaluation of step 0, then of that of step 3
+            asked.clear()
             with pytest.raises(Stopped, match=f"stopped after step {step};"):
-                pretrain(run, should_stop=lambda ask=ask: inside[0] >= ask)  # type: ignore[misc]
+                pretrain(run, should_stop=lambda nth=nth: len(asked) == nth and asked[-1] == 2)  # type: ignore[misc]
             assert saved_steps(run.out)[-1] == step
             assert not [row for row in rows(run.out) if row["split"] == "validation" and row["step"] == step]
     pretrain(run)
