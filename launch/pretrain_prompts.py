@@ -42,12 +42,14 @@ def main() -> int:
     try:
         from corpora.common.settings import load_settings
         from launch.launcher import config_path, zero_config_path
+        from pretrain.offload import swap_removed, with_offload
         from pretrain.settings import PretrainSettings, check_inputs, read_deepspeed_config
 
         settings = load_settings(PretrainSettings, config_path(arguments.config), arguments.overrides)
         check_inputs(settings)
         json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage)
-        deepspeed_config = read_deepspeed_config(json_path)
+        swap = (settings.offload, settings.nvme_path, settings.out)
+        deepspeed_config = with_offload(read_deepspeed_config(json_path), *swap)
 
         from pretrain.watchdog import Watchdog
 
@@ -55,7 +57,7 @@ def main() -> int:
             from pretrain.distributed import end_processes, lost_process
             from pretrain.engine import pretrain
 
-            with lost_process():
+            with swap_removed(*swap, first=arguments.local_rank == 0), lost_process():
                 pretrain(
                     settings,
                     deepspeed_config,

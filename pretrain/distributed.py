@@ -1,4 +1,4 @@
-"""The processes of a job, through DeepSpeed: who am I, on which device, sums over all of them."""
+"""The processes of a job, through DeepSpeed: who am I, on which device, what I share with whom, sums over all."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from corpora.common.errors import UserError
 from pretrain.watchdog import AGAIN, LostProcess
 
 
@@ -21,32 +22,61 @@ from pretrain.watchdog import AGAIN, LostProcess
 class Processes:
     """This process among those of the job.
 
+    Neighbouring ranks form a tensor-parallel group: they share each layer and compute the same examples. A data-parallel
+    group takes one process of each of these, all with the same part of the layers.
+
     Attributes:
         rank: number of this process, from 0; rank 0 speaks and writes.
         world: how many there are.
         device: where this process computes.
+        tensor_parallel: processes of a tensor-parallel group.
+        tensor_group: torch's group of those that share layers with this one; None where it shares them with nobody.
+        data_group: torch's group of those with the same part of the layers; None for all processes.
     """
 
     rank: int
     world: int
     device: torch.device
+    tensor_parallel: int = 1
+    tensor_group: Any = None
+    data_group: Any = None
 
     @property
     def first(self) -> bool:
         """Whether this is the process that speaks and writes."""
         return self.rank == 0
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add `tensor` up over all processes, in place; every process gets the same bits.
+    @property
+    def tensor_rank(self) -> int:
+        """Which part of each layer this process holds."""
+        return self.rank % self.tensor_parallel
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the examples this process computes."""
+        return self.rank // self.tensor_parallel
+
+    @property
+    def data_world(self) -> int:
+        """Into how many shares the examples are cut."""
+        return self.world // self.tensor_parallel
+
+    def sum(self, tensor: torch.Tensor, wishes: int = 0) -> torch.Tensor:
+        """Add `tensor` up, in place, so that every example counts once; every process gets the same bits.
+
+        Args:
+            tensor: [N], or any shape without wishes. The processes of a tensor-parallel group have computed the same,
+                so the first of each speaks for it (what the others computed may differ in rounding).
+            wishes: how many numbers at the end are each process's own, and counted of all.
 
         Raises:
             LostProcess: another process is gone.
         """
         if self.world > 1:
-            import deepspeed.comm
-
+            if self.tensor_rank > 0:
+                tensor[: len(tensor) - wishes].zero_()
             with lost_process():
-                deepspeed.comm.all_reduce(tensor)
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
@@ -114,12 +144,16 @@ def import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def start_processes(device: str, timeout: float = 1800.0) -> Processes:
+def start_processes(device: str, tensor_parallel: int = 1, timeout: float = 1800.0) -> Processes:
     """Join the processes that the launcher started, or be the only one.
 
     Args:
         device: `cpu`, or `auto` for what the machine has.
+        tensor_parallel: processes that share each layer.
         timeout: seconds that a process waits for the others in one call; they may load at very different speed.
+
+    Raises:
+        UserError: the processes cannot be divided into such groups.
     """
     deepspeed = import_deepspeed(device)
     accelerator = deepspeed.get_accelerator()
@@ -136,7 +170,62 @@ def start_processes(device: str, timeout: float = 1800.0) -> Processes:
                 )
             else:
                 _start_alone(deepspeed)
-    return Processes(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where)
+    return form_groups(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where, tensor_parallel)
+
+
+def form_groups(rank: int, world: int, device: torch.device, tensor_parallel: int) -> Processes:
+    """This process in its tensor-parallel and its data-parallel group; all processes call it together.
+
+    Raises:
+        UserError: the processes cannot be divided into such groups.
+    """
+    if world % tensor_parallel:
+        raise UserError(
+            f"tensor_parallel is {tensor_parallel} and the job has {world} process{'es' if world > 1 else ''}; expected "
+            f"a multiple of {tensor_parallel} processes (the setting processes, or the launcher's --num_gpus)"
+        )
+    if tensor_parallel == 1:
+        return Processes(rank, world, device)
+
+    def mine(groups: list[list[int]]) -> Any:
+        found, _ = torch.distributed.new_subgroups_by_enumeration(groups)
+        return found
+
+    ranks = list(range(world))
+    neighbours = [ranks[start : start + tensor_parallel] for start in range(0, world, tensor_parallel)]
+    same_parts = [ranks[start::tensor_parallel] for start in range(tensor_parallel)]
+    return Processes(rank, world, device, tensor_parallel, mine(neighbours), mine(same_parts))
+
+
+class ParallelUnit:
+    """The groups as DeepSpeed asks for them (its `mpu`, an interface of Megatron-LM)."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def get_data_parallel_group(self) -> Any:
+        """Processes with the same weights: DeepSpeed broadcasts and shards over them."""
+        return self._processes.data_group
+
+    def get_data_parallel_world_size(self) -> int:
+        """How many they are."""
+        return self._processes.data_world
+
+    def get_data_parallel_rank(self) -> int:
+        """This process among them."""
+        return self._processes.data_rank
+
+    def get_model_parallel_group(self) -> Any:
+        """Processes that share each layer."""
+        return self._processes.tensor_group
+
+    def get_model_parallel_world_size(self) -> int:
+        """How many they are."""
+        return self._processes.tensor_parallel
+
+    def get_model_parallel_rank(self) -> int:
+        """This process among them."""
+        return self._processes.tensor_rank
 
 
 def _start_alone(deepspeed: Any) -> None:

@@ -29,7 +29,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.distributed import Processes, start_processes
 from pretrain.evaluation import Score, evaluate
-from pretrain.forward import deepspeed_module
+from pretrain.forward import ForwardOptions, deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
 from pretrain.pace import Pace
@@ -76,7 +76,9 @@ def pretrain(
     began = time.monotonic() if began is None else began
     watchdog = watchdog or Watchdog(settings.out, settings.process_timeout)
     # The watchdog names who is silent; this ends what even it does not see, and loading may take much longer.
-    processes = start_processes(settings.device, timeout=3 * settings.process_timeout)
+    processes = start_processes(
+        settings.device, settings.tensor_parallel, timeout=3 * settings.process_timeout
+    )
     pace = Pace(settings, processes, should_stop, watchdog, began)
     out = settings.out
     check_inputs(settings)
@@ -209,7 +211,8 @@ def _prepare(
         state, metrics_bytes = RunState.restore(checkpoint, bank), int(checkpoint.state["metrics_bytes"])
         _check_fingerprints(state.fingerprints, fingerprints, settings)
         say(f"going on from step {state.step} ({checkpoint_path(settings.out, state.step)})")
-    net = deepspeed_module(backbone, deepspeed_config, processes)
+    options = ForwardOptions.of(settings, processes.device)
+    net = deepspeed_module(backbone, deepspeed_config, processes, options)
     _say_what_runs(settings, backbone, groups, deepspeed_config, processes)
     processes.wait()  # all have read the checkpoint; from here the first process writes
     if processes.first:
@@ -356,6 +359,8 @@ def _say_what_runs(
         f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
         f"{settings.dtype}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
+        + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
+        + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")
     )
     if stage in (1, 2):
         say(

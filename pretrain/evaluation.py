@@ -114,7 +114,7 @@ def evaluate(
     passes = max((len(group.verbalizer) for group in groups if not group.one_token_words), default=0)
     sums = torch.zeros(max(by_index) + 1, 3, dtype=torch.float64)  # loss, right answers, examples
     for work in share_out(
-        groups, [group.held_rows for group in groups], settings, processes.rank, processes.world
+        groups, [group.held_rows for group in groups], settings, processes.data_rank, processes.data_world
     ):
         if stops():
             return None

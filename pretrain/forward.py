@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,10 +13,43 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
-from pretrain.distributed import Processes, import_deepspeed, quiet
+from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
+from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_norms
-from pretrain.packed_attention import grouped_attention
-from pretrain.packed_encoder import encode_packed
+from pretrain.offload import check_dtype, fit_buffers
+from pretrain.packed_attention import Attend, grouped_attention
+from pretrain.packed_encoder import Insert, encode_packed
+from pretrain.settings import PretrainSettings
+from pretrain.tensor_parallel import make_tensor_parallel
+
+FILL = 1024  # tokens: a micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """How the encoder computes; all ways give the same but for rounding.
+
+    Attributes:
+        attention: `grouped`: run by run of like lengths, on any device; `flex`: torch's fused kernel, for GPUs.
+        compiled: whether encoder blocks go through `torch.compile`.
+        checkpointing: whether blocks keep their inputs alone and are computed twice.
+    """
+
+    attention: Literal["grouped", "flex"] = "grouped"
+    compiled: bool = False
+    checkpointing: bool = False
+
+    @staticmethod
+    def of(settings: PretrainSettings, device: torch.device) -> ForwardOptions:
+        """What settings ask for, and on `device` the best of what they leave open.
+
+        A GPU computes with the fused kernel, and compiles unless layers are gathered or cut by hooks.
+        """
+        on_gpu = device.type == "cuda"
+        attention = settings.attention or ("flex" if on_gpu else "grouped")
+        alone = settings.zero_stage != 3 and settings.deepspeed_config is None
+        compiled = (on_gpu and alone) if settings.compiled is None else settings.compiled
+        return ForwardOptions(attention, compiled, bool(settings.checkpointing))
 
 
 class PromptedBackbone(torch.nn.Module):
@@ -24,8 +58,9 @@ class PromptedBackbone(torch.nn.Module):
     The prompts come in as an argument and stay outside, float32 and whole on every process.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, options: ForwardOptions = ForwardOptions()) -> None:
         super().__init__()
+        self.options = options
         # Registered here, so that ZeRO 3 shards it and gathers what a layer needs.
         self.model = backbone.model
         self._backbone = (backbone,)
@@ -50,11 +85,25 @@ class PromptedBackbone(torch.nn.Module):
         """Encoder states, [N, D]."""
         (backbone,) = self._backbone
         texts_MD = backbone.embed(batch.text_ids_M)
-        prompts_BPD = prompts_KPD[batch.prompt_ids_B].to(texts_MD.dtype)
-        free_ND = texts_MD.new_zeros(batch.tokens, texts_MD.shape[1])
-        embeds_ND = free_ND.index_copy(0, batch.text_places_M, texts_MD)
-        embeds_ND = embeds_ND.index_copy(0, batch.prompt_places_BP, prompts_BPD.flatten(0, 1))
-        return encode_packed(self.model, embeds_ND, grouped_attention(self.model, batch.lengths_B))
+        prompts_XD = prompts_KPD.flatten(0, 1).to(texts_MD.dtype)
+        flex = self.options.attention == "flex"
+        tokens = round_up(batch.tokens, FILL) if flex else batch.tokens
+        insert = Insert(batch, prompts_KPD.shape[1], tokens)
+        attend: Attend
+        if flex:
+            attend = FlexAttention(self.model, batch.lengths_B, tokens)
+        else:
+            attend = grouped_attention(self.model, batch.lengths_B)
+        states_ND = encode_packed(
+            self.model,
+            texts_MD,
+            prompts_XD,
+            insert,
+            attend,
+            self.options.compiled,
+            self.options.checkpointing,
+        )
+        return states_ND[: batch.tokens]
 
 
 def _padded(states_ND: torch.Tensor, lengths_B: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,21 +144,25 @@ def run_batch(
 
 
 def deepspeed_module(
-    backbone: Backbone, config: dict[str, Any] | None, processes: Processes
+    backbone: Backbone,
+    config: dict[str, Any] | None,
+    processes: Processes,
+    options: ForwardOptions = ForwardOptions(),
 ) -> torch.nn.Module:
-    """Hand the frozen backbone to DeepSpeed.
+    """Hand the frozen backbone to DeepSpeed, cut first where processes share layers.
 
     Args:
-        backbone: loaded, on any device; a ZeRO 3 engine shards it in place.
+        backbone: loaded, on any device; it is cut, and sharded by a ZeRO 3 engine, in place.
         config: DeepSpeed's configuration as in `launch/zero`; None: ZeRO 0.
         processes: of the job.
+        options: how it computes.
 
     Returns:
         The module to call. It is the engine's own module: the engine's `forward` and `backward` count steps of an
         optimiser, and this engine has none.
 
     Raises:
-        UserError: DeepSpeed refuses the configuration.
+        UserError: DeepSpeed refuses the configuration, or the backbone cannot be divided or offloaded so.
     """
     config = dict(config or {"gradient_clipping": 0.0})
     zero = dict(config.get("zero_optimization", {}))
@@ -117,13 +170,22 @@ def deepspeed_module(
         # These stages shard the state and the gradients of what the engine trains. It trains nothing, and DeepSpeed
         # refuses them without an optimiser of its own: what is left of them is stage 0.
         zero = {"stage": 0}
-    config["zero_optimization"] = zero
+    module = PromptedBackbone(backbone, options).requires_grad_(False).eval()
+    unit = None
+    if processes.tensor_parallel > 1:
+        # After all modules are in their places: it adds hooks to them.
+        make_tensor_parallel(
+            backbone.model, processes.tensor_parallel, processes.tensor_rank, processes.tensor_group, backbone.name
+        )  # fmt: skip
+        unit = ParallelUnit(processes)
+    check_dtype(zero, str(backbone.model.dtype).removeprefix("torch."), processes.device.type)
+    largest = max(parameter.numel() for parameter in module.parameters())
+    config["zero_optimization"] = fit_buffers(zero, largest, processes.data_world)
     config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
-    module = PromptedBackbone(backbone).requires_grad_(False).eval()
     deepspeed = import_deepspeed(processes.device.type)
     try:
         with quiet():
-            engine, *_ = deepspeed.initialize(model=module, config=config)
+            engine, *_ = deepspeed.initialize(model=module, config=config, mpu=unit)
     except (deepspeed.DeepSpeedConfigError, ValueError, TypeError) as error:
         raise UserError(
             f"DeepSpeed refuses its configuration: {str(error).strip().splitlines()[0]}"

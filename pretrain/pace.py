@@ -119,7 +119,7 @@ class Pace:
         self._note("computing")
         self._watchdog.at(step, "evaluating", waits=True)
         wishes = torch.tensor(self._wishes(), device=self._processes.device)
-        asked, limit = self._processes.sum(wishes).tolist()
+        asked, limit = self._processes.sum(wishes, wishes=2).tolist()
         self.at(step, "evaluating")
         return self._agreed(asked, limit)
 

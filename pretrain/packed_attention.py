@@ -31,7 +31,7 @@ class Run:
         examples: B of the run.
         longest: L of the run.
         places: [stop - start] place of each token in [B * L]; None where nothing is padded.
-        mask_B11L: 0 at tokens, the smallest number at padding; None likewise.
+        mask_BL: true at tokens; None likewise.
     """
 
     start: int
@@ -39,10 +39,10 @@ class Run:
     examples: int
     longest: int
     places: Tensor | None
-    mask_B11L: Tensor | None
+    mask_BL: Tensor | None
 
     def heads(self, flat_NI: Tensor, width: int) -> Tensor:
-        """The run's part of [N, I] as [B * H, L, W], zero at padding."""
+        """The run's part of [N, I] as [B * H, L, W], zero at padding; of one example, a view."""
         flat = flat_NI[self.start : self.stop]
         if self.places is not None:
             flat = flat.new_zeros(self.examples * self.longest, flat.shape[1]).index_copy_(
@@ -51,14 +51,28 @@ class Run:
         heads_BHLW = flat.view(self.examples, self.longest, -1, width).transpose(1, 2)
         return heads_BHLW.reshape(-1, self.longest, width)
 
-    def put(self, heads: Tensor, flat_NI: Tensor) -> None:
-        """Write [B * H, L, W] into the run's part of [N, I]."""
-        rows = heads.view(self.examples, -1, self.longest, heads.shape[-1]).transpose(1, 2)
-        here = flat_NI[self.start : self.stop]
+    def put_product(self, left: Tensor, right: Tensor, flat_NI: Tensor) -> None:
+        """Write the product of [B * H, L, S] and [B * H, S, W] into the run's part of [N, I]."""
+        here, width = flat_NI[self.start : self.stop], right.shape[-1]
+        if self.examples == 1:
+            torch.bmm(left, right, out=here.view(self.longest, -1, width).transpose(0, 1))
+            return
+        heads = torch.bmm(left, right).view(self.examples, -1, self.longest, width)
+        rows = heads.transpose(1, 2)
         if self.places is None:
             here.view(rows.shape).copy_(rows)
         else:
             torch.index_select(rows.reshape(-1, flat_NI.shape[1]), 0, self.places, out=here)
+
+    def bias(self, bias_HLL: Tensor) -> Tensor:
+        """Bias of the run's scores, [B * H, L, L]: of one example, a view."""
+        bias_HLL = bias_HLL[:, : self.longest, : self.longest]
+        if self.examples == 1:
+            return bias_HLL
+        bias_BHLL = bias_HLL.expand(self.examples, *bias_HLL.shape)
+        if self.mask_BL is not None:
+            bias_BHLL = bias_BHLL.masked_fill(~self.mask_BL[:, None, None, :], -torch.inf)
+        return bias_BHLL.reshape(-1, self.longest, self.longest)
 
 
 def make_runs(lengths_B: NDArray[np.int64], heads: int, device: torch.device) -> list[Run]:
@@ -89,8 +103,7 @@ def make_runs(lengths_B: NDArray[np.int64], heads: int, device: torch.device) ->
         places = mask = None
         if not there.all():
             places = torch.from_numpy(np.flatnonzero(there)).to(device)
-            mask = torch.zeros(there.shape).masked_fill_(torch.from_numpy(~there), -torch.inf)
-            mask = mask[:, None, None, :].to(device)
+            mask = torch.from_numpy(there).to(device)
         runs.append(Run(int(starts[low]), int(starts[high]), high - low, longest, places, mask))
     return runs
 
@@ -135,7 +148,8 @@ class GroupedAttention:
     """
 
     def __init__(self, runs: list[Run], bias_HLL: Tensor, width: int) -> None:
-        self.runs, self.bias_HLL, self.width = runs, bias_HLL, width
+        self.runs, self.width = runs, width
+        self.biases = [run.bias(bias_HLL) for run in runs]  # of all layers
 
     def __call__(self, query_NI: Tensor, key_NI: Tensor, value_NI: Tensor) -> Tensor:
         """[N, I] mixed values; T5 does not scale its scores."""
@@ -148,15 +162,10 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, query_NI: Tensor, key_NI: Tensor, value_NI: Tensor, by: GroupedAttention) -> Tensor:
         mixed_NI = torch.empty_like(query_NI)
         kept = []
-        for run in by.runs:
+        for run, bias in zip(by.runs, by.biases, strict=True):
             query, key, value = (run.heads(flat, by.width) for flat in (query_NI, key_NI, value_NI))
-            scores = torch.bmm(query, key.mT)
-            scores_BHLL = scores.view(run.examples, -1, run.longest, run.longest)
-            scores_BHLL += by.bias_HLL[:, : run.longest, : run.longest]
-            if run.mask_B11L is not None:
-                scores_BHLL += run.mask_B11L
-            weights = scores.softmax(-1)
-            run.put(torch.bmm(weights, value), mixed_NI)
+            weights = torch.baddbmm(bias, query, key.mT).softmax(-1)
+            run.put_product(weights, value, mixed_NI)
             kept += [query, key, value, weights]
         ctx.by = by
         ctx.save_for_backward(*kept)
@@ -171,8 +180,8 @@ class _Grouped(torch.autograd.Function):
         for run in by.runs:
             query, key, value, weights = (next(kept) for _ in range(4))
             grad = run.heads(grad_NI, by.width)
-            run.put(torch.bmm(weights.mT, grad), value_NI)
+            run.put_product(weights.mT, grad, value_NI)
             scores = torch._softmax_backward_data(torch.bmm(grad, value.mT), weights, -1, weights.dtype)
-            run.put(torch.bmm(scores, key), query_NI)
-            run.put(torch.bmm(scores.mT, query), key_NI)
+            run.put_product(scores, key, query_NI)
+            run.put_product(scores.mT, query, key_NI)
         return query_NI, key_NI, value_NI, None

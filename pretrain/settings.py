@@ -12,14 +12,22 @@ from corpora.common.errors import UserError
 from corpora.common.files import read_json
 from corpora.common.progress import say
 from corpora.common.settings import Settings, read_yaml
+from pretrain.offload import Offload, check_offload
 
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
 
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
-# runs, how long, and what ends it (a run that a spoilt step ended may go on without that step, and is then the same
-# as one that left it out at once). Every other key decides what the run computes.
-FREE_KEYS = frozenset({"out", "processes", "launcher_log", "on_nonfinite", "time_limit", "process_timeout"})
+# runs, what each of them holds and how it computes (rounding only), how long it runs and what ends it (a run that a
+# spoilt step ended may go on without that step, and is then the same as one that left it out at once). Every other key
+# decides what the run computes.
+FREE_KEYS = frozenset(
+    {
+        *("out", "processes", "launcher_log", "attention", "compiled", "checkpointing"),
+        *("zero_stage", "deepspeed_config", "tensor_parallel", "offload", "nvme_path"),
+        *("on_nonfinite", "time_limit", "process_timeout"),
+    }
+)
 
 
 class PretrainSettings(Settings):
@@ -63,9 +71,17 @@ class PretrainSettings(Settings):
     process_timeout: int = Field(600, ge=2)  # seconds that a silent or stuck process is waited for
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    attention: Literal["grouped", "flex"] | None = None  # of the encoder; null: flex on a GPU
+    compiled: bool | None = (
+        None  # torch.compile of encoder blocks; null: on a GPU, unless ZeRO 3 gathers them
+    )
+    checkpointing: bool | None = None  # compute each block twice and keep no activations of its inside
     device: Literal["auto", "cpu"] = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0  # 3 shards the backbone; see docs/pretraining.md for 1 and 2
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
+    offload: Offload = "none"  # at ZeRO 3, where the backbone lies while it is not computed with
+    nvme_path: Path | None = None  # folder on an NVMe disk, for offload nvme
+    tensor_parallel: int = Field(1, ge=1)  # processes that share each layer; the others share the examples
     processes: int | None = Field(None, ge=1)  # on this machine; null: one a GPU, or one on a CPU
     launcher_log: Literal["critical", "error", "warning", "info", "debug"] = "critical"  # DeepSpeed's own log
 
@@ -104,6 +120,25 @@ class PretrainSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _devices_fit(self) -> PretrainSettings:
+        if self.processes is not None and self.processes % self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel} and processes is {self.processes}; "
+                f"expected a multiple of {self.tensor_parallel}"
+            )
+        if self.offload != "none" and (self.zero_stage != 3 or self.deepspeed_config is not None):
+            raise ValueError(
+                f"offload is {self.offload}, which fills in the preset of ZeRO 3; expected zero_stage 3 and no "
+                "deepspeed_config (a file of your own has its own offload_param)"
+            )
+        if (self.offload == "nvme") != (self.nvme_path is not None):
+            raise ValueError(
+                f"offload is {self.offload} and nvme_path is {self.nvme_path or 'not set'}; "
+                "expected nvme_path with offload nvme, and only then"
+            )
+        return self
+
 
 def learning_rate_scale(settings: PretrainSettings, step: int) -> float:
     """What the learning rate is multiplied by at an update.
@@ -128,6 +163,7 @@ def check_inputs(settings: PretrainSettings) -> None:
 
     Raises:
         UserError: the build, one of its formats or the local backbone is missing.
+        MachineError: the chosen offload cannot work on this machine.
     """
     if not settings.corpora.is_dir():
         raise UserError(f"corpora: {settings.corpora} does not exist; make it with `ppt corpora build`")
@@ -144,6 +180,7 @@ def check_inputs(settings: PretrainSettings) -> None:
         raise UserError(f"backbone: {settings.backbone} does not exist")
     if settings.deepspeed_config is not None:
         read_deepspeed_config(settings.deepspeed_config)
+    check_offload(settings.offload, settings.nvme_path)
 
 
 def check_same_run(settings: PretrainSettings) -> None:

@@ -62,7 +62,7 @@ def train_step(
     picks = [group.rows_of_step(step, settings.batch_size, settings.seed) for group in active]
     sums_KS = torch.zeros(k, 4, device=processes.device)
     seen: list[tuple[torch.Tensor, Work]] = []
-    for work in share_out(active, picks, settings, processes.rank, processes.world):
+    for work in share_out(active, picks, settings, processes.data_rank, processes.data_world):
         batch = batcher.batch(work, 1.0 / settings.batch_size)
         counted_from = 0 if settings.count == "all" else 1
         (logits_BTV,) = run_batch(net, bank.prompts_KPD, batch, first=counted_from)
@@ -80,7 +80,7 @@ def train_step(
     assert grad is not None  # every process has at least one micro-batch
     # One small message a step: gradients, sums, and what the pace has to tell.
     parts = (grad.flatten(), sums_KS.flatten(), pace.end_step(step))
-    message = processes.sum(torch.cat(parts))
+    message = processes.sum(torch.cat(parts), wishes=len(parts[-1]))
     grads, sums, tail = message.split([len(part) for part in parts])
     grad.copy_(grads.view_as(grad))
     sums_KS = sums.view_as(sums_KS)

@@ -1,12 +1,12 @@
-"""The processes of a job: what is said when one of them is gone."""
+"""The processes of a job: who shares what with whom, and what is said when one of them is gone."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from corpora.common.errors import MachineError
-from pretrain.distributed import lost_process
+from corpora.common.errors import MachineError, UserError
+from pretrain.distributed import Processes, form_groups, lost_process
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,19 @@ def test_other_faults_of_a_process_pass_through() -> None:
         raise RuntimeError("shapes cannot be multiplied")
     with pytest.raises(RuntimeError), lost_process():
         raise RuntimeError
+
+
+def test_neighbours_share_layers_and_each_group_of_them_takes_its_share_of_the_examples() -> None:
+    six = [Processes(rank, 6, torch.device("cpu"), tensor_parallel=2) for rank in range(6)]
+    assert [one.tensor_rank for one in six] == [0, 1, 0, 1, 0, 1]
+    assert [one.data_rank for one in six] == [0, 0, 1, 1, 2, 2]
+    assert {one.data_world for one in six} == {3}
+    plain = Processes(2, 6, torch.device("cpu"))
+    assert (plain.tensor_rank, plain.data_rank, plain.data_world) == (0, 2, 6)
+
+
+def test_processes_that_cannot_be_divided_are_refused() -> None:
+    with pytest.raises(
+        UserError, match="tensor_parallel is 2 and the job has 3 processes; expected a multiple of 2"
+    ):
+        form_groups(0, 3, torch.device("cpu"), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,24 @@ from hypothesis import strategies as st
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from corpora.rendering import Rendered
+from pretrain import packed_encoder
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch, end_to_end, example_losses, pack_flat
-from pretrain.forward import PromptedBackbone
+from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.packed_attention import make_runs
 
 P, VOCABULARY = 3, 60
+PLAIN = ForwardOptions()
 PROJECTIONS = ("relu", "gated-gelu", "gated-silu")
 
 
-def tiny(projection: str, family: str = "t5", dtype: torch.dtype = torch.float64) -> Any:
+def tiny(projection: str, family: str = "t5", dtype: torch.dtype = torch.float64, layers: int = 2) -> Any:
     """A random model whose position biases and norms are no constants and whose heads are not d_model wide."""
     config_class, model_class = (
         (T5Config, T5ForConditionalGeneration) if family == "t5" else (MT5Config, MT5ForConditionalGeneration)
     )
     config = config_class(
-        vocab_size=VOCABULARY, d_model=16, d_kv=12, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=3,
+        vocab_size=VOCABULARY, d_model=16, d_kv=12, d_ff=24, num_layers=layers, num_decoder_layers=3, num_heads=3,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0,
         feed_forward_proj=projection,
     )  # fmt: skip
@@ -68,10 +71,17 @@ def plain(
 
 
 def packed(
-    model: Any, prompts_KPD: torch.Tensor, texts: list[list[int]], words: list[list[int]], which: list[int]
+    model: Any,
+    prompts_KPD: torch.Tensor,
+    texts: list[list[int]],
+    words: list[list[int]],
+    which: list[int],
+    options: ForwardOptions = PLAIN,
 ) -> torch.Tensor:
     batch = batch_of(texts, words, which)
-    (logits,) = PromptedBackbone(Backbone(model, "tiny"))(prompts_KPD, batch, [batch.decoder_ids_BT], 1)
+    (logits,) = PromptedBackbone(Backbone(model, "tiny"), options)(
+        prompts_KPD, batch, [batch.decoder_ids_BT], 1
+    )
     log_probs = logits.log_softmax(-1).gather(-1, batch.target_ids_BT[:, 1:, None])[..., 0]
     weights_BT = batch.target_weights_BT[:, 1:]
     return -(log_probs * weights_BT).sum(1) / weights_BT.sum(1)
@@ -141,10 +151,68 @@ def test_nothing_is_kept_for_gradients_of_weights_or_texts() -> None:
         packed(model, drawn_prompts(torch.float32), [[5] * 20, [6] * 25], [[7], [8]], [0, 1])
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     inside = {tensor.data_ptr() for tensor in kept if tensor.shape[0] == 51 and tensor.ndim == 2} - weights
-    # Two norms' inputs and scales a block, relu's output, and the final norm's; attention keeps heads of its own.
+    # Norms' inputs and scales (the first block's first reads prompts alone), relu's outputs; attention's own are wider.
     by_width = sorted(tensor.shape[1] for tensor in kept if tensor.data_ptr() in inside)
-    assert by_width == sorted([16, 1, 16, 1, 24] * 2 + [16, 1])
+    assert by_width == sorted([16, 1, 24, 16, 1, 16, 1, 24, 16, 1])
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_checkpointing_keeps_block_inputs_alone_and_changes_nothing() -> None:
+    texts, words, which = [[5] * 20, [6] * 25, [7] * 9], [[7], [8], [9]], [0, 1, 0]
+    found, sizes = [], []
+    for checkpointing in (False, True):
+        prompts_KPD, kept = drawn_prompts(torch.float32), [0]
+
+        def count(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            options = ForwardOptions(checkpointing=checkpointing)
+            losses_B = packed(
+                tiny("relu", dtype=torch.float32, layers=5), prompts_KPD, texts, words, which, options
+            )
+        found.append(torch.autograd.grad(losses_B.sum(), prompts_KPD)[0])
+        sizes.append(kept[0])
+    assert torch.equal(*found)
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_flex_attention_gives_the_losses_of_grouped_attention() -> None:
+    """Forward alone: it has no backward on a CPU; the GPU bench compares gradients."""
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 50, n).tolist() for n in (5, 130, 17, 260, 40)]
+    words, which = [[7], [8, 9], [10], [11], [12]], [0, 1, 1, 0, 1]
+    with torch.no_grad():
+        losses = [
+            packed(tiny("gated-gelu", dtype=torch.float32), drawn_prompts(torch.float32), texts, words, which, options)
+            for options in (ForwardOptions(), ForwardOptions(attention="flex"))
+        ]  # fmt: skip
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
+
+
+def test_one_compilation_serves_all_blocks_and_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is traced and guarded; the code that inductor makes for a GPU is the GPU bench's to check."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    packed_encoder._compiled.cache_clear()
+
+    texts, words, which = [[5] * 20, [6] * 25], [[7], [8]], [0, 1]
+    model = tiny("relu", dtype=torch.float32, layers=4)
+    with torch.no_grad():
+        plain_B = packed(model, drawn_prompts(torch.float32), texts, words, which)
+        torch._dynamo.reset()
+        counters.clear()
+        options = ForwardOptions(attention="flex", compiled=True)
+        for some in (texts, [[5] * 31, [6] * 4]):
+            compiled_B = packed(model, drawn_prompts(torch.float32), some, words, which, options)
+            if some is texts:
+                torch.testing.assert_close(compiled_B, plain_B, rtol=1e-4, atol=1e-4)
+    # One of the block, and one that flex attention makes of itself in the first block, which is not compiled.
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    packed_encoder._compiled.cache_clear()
 
 
 @settings(max_examples=100, deadline=None)
