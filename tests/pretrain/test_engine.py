@@ -298,9 +298,8 @@ def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
     message = str(caught.value)
     assert "not finite (sentence_pair examples " in message
     assert message.startswith("step 5: ")
-    assert message.endswith(
-        f"the last good checkpoint is {run.out}/checkpoints/step-00000004; try a lower learning_rate, or dtype float32"
-    )
+    assert f"the last good checkpoint is {run.out}/checkpoints/step-00000004; " in message
+    assert message.endswith("or leave such updates out with on_nonfinite=skip")
     last = max((run.out / "checkpoints").iterdir())
     assert torch.isfinite(load_file(last / "state.safetensors")["best"]).all()
 
