@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from corpora.common.errors import Stopped
-from launch.arguments import AsJson, Language, new_app, print_result
+from launch.arguments import AsJson, Language, new_app, print_result, terminal_columns
 from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
 
@@ -61,6 +61,40 @@ def pretrain(context: typer.Context, config: Config) -> None:
     from launch.launcher import launch_pretraining
 
     raise typer.Exit(launch_pretraining(config, context.args))
+
+
+@app.command()
+def plan(
+    overrides: Overrides = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="A folder, a hub name, or a preset such as t5-xxl.")
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="As 8xH100-80GB, or 2xCPU; default: what this machine has.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Settings of a run, or a preset.")] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Share of the largest product's rate that a step reaches.", min=0.01, max=1),
+    ] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="Encoder tokens of an example on average, prompt included.", min=1)
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every strategy with and without checkpointing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what memory and time each way to pre-train takes, and which to choose; starts nothing.
+
+    Example: ppt plan --backbone t5-xxl --gpus 8xH100-80GB
+    """
+    from launch.plan_command import plan_job
+
+    value, text = plan_job(
+        backbone, gpus, config, overrides or [], share, tokens, everything, terminal_columns()
+    )
+    print_result(value, as_json, text)
 
 
 @backbone_app.command("vocab")

@@ -43,28 +43,37 @@ def main() -> int:
         from corpora.common.settings import load_settings
         from launch.launcher import config_path, zero_config_path
         from pretrain.offload import swap_removed, with_offload
-        from pretrain.settings import PretrainSettings, check_inputs, read_deepspeed_config
+        from pretrain.settings import (
+            PretrainSettings,
+            check_inputs,
+            check_same_run,
+            read_deepspeed_config,
+        )
 
         settings = load_settings(PretrainSettings, config_path(arguments.config), arguments.overrides)
         check_inputs(settings)
-        json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage)
-        swap = (settings.offload, settings.nvme_path, settings.out)
-        deepspeed_config = with_offload(read_deepspeed_config(json_path), *swap)
+        check_same_run(settings)
 
         from pretrain.watchdog import Watchdog
 
         with Watchdog(settings.out, settings.process_timeout) as watchdog:
             from pretrain.distributed import end_processes, lost_process
             from pretrain.engine import pretrain
+            from pretrain.plan_run import filled_in
 
-            with swap_removed(*swap, first=arguments.local_rank == 0), lost_process():
-                pretrain(
-                    settings,
-                    deepspeed_config,
-                    lambda: bool(_stop_asked) or watchdog.stop_asked,
-                    watchdog,
-                    _began,
-                )
+            with lost_process():
+                settings = filled_in(settings)
+                json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage or 0)
+                swap = (settings.offload or "none", settings.nvme_path, settings.out)
+                deepspeed_config = with_offload(read_deepspeed_config(json_path), *swap)
+                with swap_removed(*swap, first=arguments.local_rank == 0):
+                    pretrain(
+                        settings,
+                        deepspeed_config,
+                        lambda: bool(_stop_asked) or watchdog.stop_asked,
+                        watchdog,
+                        _began,
+                    )
             end_processes()
     except ENDINGS as error:
         return end(error, ended=lambda: bool(_stop_asked))

@@ -14,8 +14,12 @@ import torch
 from corpora.common.errors import MachineError, UserError
 from corpora.common.hub import hub_reachable
 from corpora.tokenizer import Tokenizer
+from pretrain.backbone_loading import Keeping, Shard, gathered, load_weights
 from pretrain.fingerprint import tensors_fingerprint, weight_files_fingerprint
+from pretrain.quantise import check_weights
+from pretrain.settings import Weights
 from pretrain.t5_forward import decode, encode
+from pretrain.weight_files import WEIGHTS, weight_files
 
 FAMILIES = {"t5": "T5 1.0, 1.1, LM-adapted, Flan-T5", "mt5": "mT5"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -30,19 +34,25 @@ class Backbone:
         d_model: width D.
         vocab_size: V of the logits.
         pad_id, start_id: ids of the padding and of the decoder's first position.
+        weights: how the blocks' linear layers are held: `full`, `int8`, `nf4` or `fp8`.
     """
 
-    def __init__(self, model: Any, name: str, from_files: bool = False) -> None:
+    def __init__(
+        self, model: Any, name: str, stored: frozenset[str] | None = None, weights: Weights = "full"
+    ) -> None:
         """Freeze a model.
 
         Args:
             model: a transformers T5 or mT5.
             name: folder or hub name; its tokenizer lies there.
-            from_files: whether the weights are those of the files there, at most rounded.
+            stored: names of the model's tensors when they are those of the files there, at most rounded or
+                quantised; None for a model that is in no file.
+            weights: how the blocks' linear layers are held.
         """
         self.model = model.eval().requires_grad_(False)
         self.name = name
-        self._from_files = from_files
+        self.weights = weights
+        self._stored = stored
         config = model.config
         self.d_model = int(config.d_model)
         self.vocab_size = int(config.vocab_size)
@@ -57,14 +67,21 @@ class Backbone:
         """Device of the embedding table, where input ids belong."""
         return self.model.get_input_embeddings().weight.device
 
+    @contextlib.contextmanager
+    def embedding_table(self) -> Iterator[torch.Tensor]:
+        """[V, D] the whole input embedding table, for a while; under ZeRO 3 every process must ask."""
+        weight_VD = self.model.get_input_embeddings().weight
+        with gathered(weight_VD):
+            yield weight_VD.detach()
+
     @functools.cached_property
     def embedding_rms(self) -> float:
         """Root mean square of the whole input embedding table: the unit of prompts' learning rates."""
-        weight_VD = self.model.get_input_embeddings().weight.detach()
         total = 0.0
-        for rows in weight_VD.split(8192):  # a float64 copy of a large table would not fit
-            total += float(rows.double().square().sum())
-        rms = (total / weight_VD.numel()) ** 0.5
+        with self.embedding_table() as weight_VD:
+            for rows in weight_VD.split(8192):  # a float64 copy of a large table would not fit
+                total += float(rows.double().square().sum())
+            rms = (total / weight_VD.numel()) ** 0.5
         if not 0 < rms < float("inf"):
             raise UserError(
                 f"the embedding table of the backbone {self.name} has an RMS of {rms}; expected a trained one"
@@ -75,11 +92,10 @@ class Backbone:
     def fingerprint(self) -> str:
         """SHA-256 over tensor names, shapes, dtypes and a fixed sample of each tensor's bytes, as hex.
 
-        Of the weights as they are stored: loading in bfloat16 makes no other backbone of them.
+        Of the weights as they are stored: loading in bfloat16 or quantised makes no other backbone of them.
         """
-        tensors = self.model.state_dict()
-        stored = weight_files_fingerprint(self.name, set(tensors)) if self._from_files else None
-        return stored or tensors_fingerprint(tensors)
+        found = weight_files_fingerprint(self.name, set(self._stored)) if self._stored else None
+        return found or tensors_fingerprint(self.model.state_dict())
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that lies beside the weights."""
@@ -149,24 +165,35 @@ class Backbone:
 
 
 def load_backbone(
-    name_or_path: str | Path, dtype: str = "float32", device: str | torch.device = "cpu"
+    name_or_path: str | Path,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    weights: Weights = "full",
+    zero3: dict[str, Any] | None = None,
+    shard: Shard | None = None,
 ) -> Backbone:
-    """Load a frozen backbone.
+    """Load a frozen backbone, each tensor straight from its file to where it is kept.
 
     Args:
         name_or_path: a folder or a hub name of a T5 or mT5 model.
         dtype: `float32` or `bfloat16`.
         device: where its weights go.
+        weights: how the blocks' linear layers are held; `full`: in `dtype`.
+        zero3: DeepSpeed's configuration of ZeRO 3: no process ever holds more than its part and one tensor. Every
+            process of the job must call this.
+        shard: called with each tensor's name and the tensor, still in its file; what it gives back is kept.
 
     Raises:
-        UserError: nothing is there, it is of a family that is not supported, or weights are missing or spoilt.
+        UserError: nothing is there, it is of a family that is not supported, weights are missing or spoilt, or they
+            cannot be held in that way.
         MachineError: memory does not suffice, a file may not be read, or the hub cannot be reached.
     """
     from transformers import AutoConfig, MT5ForConditionalGeneration, T5ForConditionalGeneration
 
-    name = str(name_or_path)
+    name, device = str(name_or_path), torch.device(device)
     if dtype not in DTYPES:
         raise UserError(f'dtype is "{dtype}"; expected one of {", ".join(DTYPES)}')
+    check_weights(weights, dtype, device, cut=zero3 is not None or shard is not None)
     offline = not Path(name).is_dir() and not hub_reachable()
     # `runs/backbone` beside a folder `runs` is a mistyped path; `google/t5-v1_1-small` is none.
     hub_only = offline and name.count("/") == 1 and name[0] not in "/.~" and not Path(name).parent.exists()
@@ -178,22 +205,13 @@ def load_backbone(
         known = "; ".join(f"{family} ({members})" for family, members in FAMILIES.items())
         raise UserError(f'the backbone {name} is a "{config.model_type}"; supported: {known}')
     kind = MT5ForConditionalGeneration if config.model_type == "mt5" else T5ForConditionalGeneration
+    keeping = Keeping(DTYPES[dtype], device, weights, zero3, shard)
     with _reasons(f"cannot load the weights of the backbone {name}", offline, hub_only), _quiet():
-        model, info = kind.from_pretrained(
-            name,
-            dtype=DTYPES[dtype],
-            trust_remote_code=False,
-            output_loading_info=True,
-            local_files_only=offline,
-        )
-    if info["missing_keys"]:  # transformers would leave them random
-        missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"the backbone {name} lacks {len(missing)} weights, {missing[0]} first; expected a whole model"
-        )
-    with _reasons(f"cannot put the backbone {name} on {device}"):
-        model = model.to(device)
-    return Backbone(model, name, from_files=True)
+        files = weight_files(name, offline)
+        if not files:
+            raise FileNotFoundError(f"no {' or '.join(WEIGHTS)}")
+        model, stored = load_weights(kind, config, files, keeping, name)
+    return Backbone(model, name, stored, weights)
 
 
 @contextlib.contextmanager
@@ -207,6 +225,8 @@ def _reasons(what: str, offline: bool = False, hub_only: bool = False) -> Iterat
     """
     try:
         yield
+    except (UserError, MachineError):
+        raise
     except Exception as error:  # transformers, safetensors and torch.load raise kinds of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         machine = isinstance(error, MemoryError | torch.OutOfMemoryError | PermissionError)

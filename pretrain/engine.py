@@ -33,6 +33,7 @@ from pretrain.forward import ForwardOptions, deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
 from pretrain.pace import Pace
+from pretrain.plan_run import filled_in
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
 from pretrain.run_state import RunState
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished, learning_rate_scale
@@ -75,16 +76,16 @@ def pretrain(
     """
     began = time.monotonic() if began is None else began
     watchdog = watchdog or Watchdog(settings.out, settings.process_timeout)
-    # The watchdog names who is silent; this ends what even it does not see, and loading may take much longer.
-    processes = start_processes(
-        settings.device, settings.tensor_parallel, timeout=3 * settings.process_timeout
-    )
-    pace = Pace(settings, processes, should_stop, watchdog, began)
     out = settings.out
     check_inputs(settings)
     check_same_run(settings)
     if (done := finished(settings)) is not None:
         return done
+    settings = filled_in(settings)
+    processes = start_processes(
+        settings.device, settings.tensor_parallel or 1, timeout=3 * settings.process_timeout
+    )
+    pace = Pace(settings, processes, should_stop, watchdog, began)
 
     with contextlib.ExitStack() as stack:
         if processes.first:
@@ -174,7 +175,14 @@ def _prepare(
     The prompts are made from the loaded backbone, and everything is in place before DeepSpeed's engine is built
     (the released code did both too late: identical rows, and an optimiser with stale weights).
     """
-    backbone = load_backbone(settings.backbone, dtype=settings.dtype)
+    shards = (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3
+    backbone = load_backbone(
+        settings.backbone,
+        dtype=settings.dtype,
+        device=processes.device,
+        weights=settings.weights,
+        zero3=deepspeed_config if shards else None,
+    )
     tokenizer = backbone.tokenizer()
     backbone.check_tokenizer(tokenizer)
     groups = open_groups(settings, tokenizer)
@@ -355,9 +363,10 @@ def _say_what_runs(
     processes: Processes,
 ) -> None:
     stage = int((config or {}).get("zero_optimization", {}).get("stage", 0))
+    held = "" if backbone.weights == "full" else f", weights {backbone.weights}"
     say(
         f"{backbone.name}: {len(groups)} prompts of {settings.prompt_len} x {backbone.d_model}, "
-        f"{settings.dtype}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
+        f"{settings.dtype}{held}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
         + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
         + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")

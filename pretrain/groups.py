@@ -154,7 +154,7 @@ def share_out(
         group.corpus.lengths(some, settings.prompt_len) for group, some in zip(groups, picks, strict=True)
     ]
     lengths = np.concatenate(texts) + settings.prompt_len
-    parts = packed_batches(lengths, settings.batch_tokens, multiple=world)
+    parts = packed_batches(lengths, settings.micro_batch_tokens, multiple=world)
     mine = [Work(group_ids[part], rows[part], True) for part in parts[rank::world]]
     if len(mine) < -(-len(parts) // world):
         mine.append(Work(group_ids[parts[0][:1]], rows[parts[0][:1]], False))

@@ -64,8 +64,8 @@ def word_pieces(tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], list[str]]
 
 
 def _embedding_rows(backbone: Backbone, ids: np.ndarray) -> torch.Tensor:
-    weight_VD = backbone.model.get_input_embeddings().weight.detach()
-    return weight_VD[torch.from_numpy(ids).to(weight_VD.device)].float().cpu()
+    with backbone.embedding_table() as weight_VD:
+        return weight_VD[torch.from_numpy(ids).to(weight_VD.device)].float().cpu()
 
 
 def _normal(

@@ -15,16 +15,19 @@ from corpora.common.settings import Settings, read_yaml
 from pretrain.offload import Offload, check_offload
 
 FormatName = Literal["sentence_pair", "multiple_choice", "single_text", "unified"]
+Weights = Literal["full", "int8", "nf4", "fp8"]
 ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "single_text", "unified")
 
+# Keys that a plan fills in where they are not set (pretrain/plan_run.py): they change rounding only.
+PLANNED_KEYS = ("zero_stage", "tensor_parallel", "offload", "checkpointing", "batch_tokens")
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
 # runs, what each of them holds and how it computes (rounding only), how long it runs and what ends it (a run that a
 # spoilt step ended may go on without that step, and is then the same as one that left it out at once). Every other key
 # decides what the run computes.
 FREE_KEYS = frozenset(
     {
-        *("out", "processes", "launcher_log", "attention", "compiled", "checkpointing"),
-        *("zero_stage", "deepspeed_config", "tensor_parallel", "offload", "nvme_path"),
+        *("out", "processes", "launcher_log", "attention", "compiled"),
+        *("deepspeed_config", "nvme_path", "planned_for", *PLANNED_KEYS),
         *("on_nonfinite", "time_limit", "process_timeout"),
     }
 )
@@ -48,7 +51,8 @@ class PretrainSettings(Settings):
 
     steps: int = Field(2000, ge=1)  # optimiser steps
     batch_size: int = Field(64, ge=1)  # examples of each prompt group a step, all processes together
-    batch_tokens: int = Field(16384, ge=1)  # encoder tokens, prompt included, of a micro-batch on one device
+    # Encoder tokens, prompt included, of a micro-batch on one device; null: the plan's choice.
+    batch_tokens: int | None = Field(None, ge=1)
     count: Literal["label", "all"] = "label"  # target positions in the loss; all: the released code's way
 
     learning_rate: float = Field(0.3, gt=0)  # x embedding RMS
@@ -71,17 +75,23 @@ class PretrainSettings(Settings):
     process_timeout: int = Field(600, ge=2)  # seconds that a silent or stuck process is waited for
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
+    weights: Weights = "full"  # of the backbone's layers: full (as dtype says), int8, nf4 or fp8
     attention: Literal["grouped", "flex"] | None = None  # of the encoder; null: flex on a GPU
     compiled: bool | None = (
         None  # torch.compile of encoder blocks; null: on a GPU, unless ZeRO 3 gathers them
     )
-    checkpointing: bool | None = None  # compute each block twice and keep no activations of its inside
+    # Compute each block twice and keep no activations of its inside; null: the plan's choice.
+    checkpointing: bool | None = None
     device: Literal["auto", "cpu"] = "auto"
-    zero_stage: Literal[0, 1, 2, 3] = 0  # 3 shards the backbone; see docs/pretraining.md for 1 and 2
+    # How processes hold the backbone; null: the plan's choice.
+    zero_stage: Literal[0, 1, 2, 3] | None = None  # 3 shards it; see docs/pretraining.md for 1 and 2
     deepspeed_config: Path | None = None  # a DeepSpeed JSON instead of the preset of zero_stage
-    offload: Offload = "none"  # at ZeRO 3, where the backbone lies while it is not computed with
+    offload: Offload | None = None  # at ZeRO 3, where the backbone lies while it is not computed with
     nvme_path: Path | None = None  # folder on an NVMe disk, for offload nvme
-    tensor_parallel: int = Field(1, ge=1)  # processes that share each layer; the others share the examples
+    tensor_parallel: int | None = Field(
+        None, ge=1
+    )  # processes that share each layer; the others share the examples
+    planned_for: int | None = None  # processes that a plan was made for; filled in with its choices
     processes: int | None = Field(None, ge=1)  # on this machine; null: one a GPU, or one on a CPU
     launcher_log: Literal["critical", "error", "warning", "info", "debug"] = "critical"  # DeepSpeed's own log
 
@@ -113,26 +123,46 @@ class PretrainSettings(Settings):
             raise ValueError(
                 "export_step asks for a fixed step and patience stops before it; expected one of them"
             )
-        if self.batch_tokens <= self.prompt_len:
+        if self.weights != "full" and self.zero_stage == 3:
+            raise ValueError(
+                f"weights is {self.weights} and zero_stage is 3, which cuts single weights over processes; "
+                "expected weights full, or zero_stage 0, where each process holds all of them"
+            )
+        if self.weights == "fp8" and self.dtype != "bfloat16":
+            raise ValueError(f"weights is fp8 and dtype is {self.dtype}; fp8 goes with bfloat16")
+        if self.batch_tokens is not None and self.batch_tokens <= self.prompt_len:
             raise ValueError(
                 f"batch_tokens is {self.batch_tokens} and prompt_len is {self.prompt_len}; "
                 "not one example would fit"
             )
         return self
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """`batch_tokens`, which `filled_in` of pretrain/plan_run.py sets where a file does not.
+
+        Raises:
+            ValueError: it has not been.
+        """
+        if self.batch_tokens is None:
+            raise ValueError("batch_tokens is open; fill the settings in first")
+        return self.batch_tokens
+
     @model_validator(mode="after")
     def _devices_fit(self) -> PretrainSettings:
-        if self.processes is not None and self.processes % self.tensor_parallel:
+        if self.processes and self.tensor_parallel and self.processes % self.tensor_parallel:
             raise ValueError(
                 f"tensor_parallel is {self.tensor_parallel} and processes is {self.processes}; "
                 f"expected a multiple of {self.tensor_parallel}"
             )
-        if self.offload != "none" and (self.zero_stage != 3 or self.deepspeed_config is not None):
+        if self.offload not in (None, "none") and (
+            self.zero_stage not in (None, 3) or self.deepspeed_config is not None
+        ):
             raise ValueError(
                 f"offload is {self.offload}, which fills in the preset of ZeRO 3; expected zero_stage 3 and no "
                 "deepspeed_config (a file of your own has its own offload_param)"
             )
-        if (self.offload == "nvme") != (self.nvme_path is not None):
+        if self.offload is not None and (self.offload == "nvme") != (self.nvme_path is not None):
             raise ValueError(
                 f"offload is {self.offload} and nvme_path is {self.nvme_path or 'not set'}; "
                 "expected nvme_path with offload nvme, and only then"
@@ -180,7 +210,8 @@ def check_inputs(settings: PretrainSettings) -> None:
         raise UserError(f"backbone: {settings.backbone} does not exist")
     if settings.deepspeed_config is not None:
         read_deepspeed_config(settings.deepspeed_config)
-    check_offload(settings.offload, settings.nvme_path)
+    planned: Offload = "nvme" if settings.nvme_path is not None else "none"  # what a plan may come to
+    check_offload(settings.offload or planned, settings.nvme_path)
 
 
 def check_same_run(settings: PretrainSettings) -> None:

@@ -193,6 +193,6 @@ def test_newcomers_see_our_lines_only(config: Path, new_job: Run) -> None:
     assert code == 0
     for line in text.splitlines():
         assert (
-            line.startswith((str(config.parent), "unified: ", "pre-training: ", "warning: "))
+            line.startswith((str(config.parent), "plan: ", "unified: ", "pre-training: ", "warning: "))
             or "4 x 32" in line
         )

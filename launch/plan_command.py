@@ -1,0 +1,165 @@
+"""`ppt plan`: memory and time of every way to run a pre-training job, the one to take, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from corpora.common.settings import load_settings
+from launch.launcher import PRESETS, config_path
+from pretrain.devices import GIB, Fleet, measure_cpu, parse_fleet, this_cpu, this_device
+from pretrain.plan import Plan, Prediction
+from pretrain.plan_run import plan_of
+from pretrain.plan_time import CEILING, FP8_GAIN, SHARE, ceiling
+from pretrain.settings import PretrainSettings
+from pretrain.shapes import Shape, find_shape
+from pretrain.strategy import Workload
+
+WIDTH = 170  # columns where the output goes to no terminal
+
+
+def plan_job(
+    backbone: str | None,
+    gpus: str | None,
+    config: str | Path | None,
+    overrides: list[str],
+    share: float | None = None,
+    tokens: float | None = None,
+    everything: bool = False,
+    columns: int | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Weigh the strategies of a job.
+
+    Args:
+        backbone: a folder, a hub name or the name of a preset, whose settings count then; None: of the config.
+        gpus: as `8xH100-80GB`; None: what this machine has.
+        config: settings of a run, or the name of a preset; None: the defaults.
+        overrides: `key=value` settings of the run.
+        share: of the largest product's rate that a step reaches; None: assumed.
+        tokens: of an example on average, prompt included; None: of the corpora where they are there, or assumed.
+        everything: show every strategy with and without checkpointing.
+        columns: of the terminal.
+
+    Returns:
+        The plan for a program to read, and as text.
+
+    Raises:
+        UserError: the backbone, a device or a setting is unknown.
+    """
+    fleet = parse_fleet(gpus) if gpus else _this_fleet()
+    settings = _settings(backbone, config, overrides, fleet)
+    shape = find_shape(settings.backbone)
+    if fleet.device.is_cpu:
+        whole = measure_cpu(settings.dtype)
+        fleet = dataclasses.replace(fleet, device=this_cpu(fleet.per_machine, whole))
+    share = SHARE if share is None else share
+    plan, work, source = plan_of(settings, shape, fleet, tokens, share)
+    assumptions = _assumptions(fleet, settings.dtype, share, work, source)
+    value = {
+        "backbone": shape.model_dump() | {"weights": shape.weights},
+        "devices": {"count": fleet.devices, "machines": fleet.machines, **dataclasses.asdict(fleet.device)},
+        "work": dataclasses.asdict(work),
+        "assumptions": assumptions,
+        "strategies": [one.as_json() for one in plan.best],
+        "pick": plan.pick.as_json() if plan.pick else None,
+        "why": plan.why,
+        "hint": plan.hint,
+    }
+    return value, _text(shape, fleet, settings, plan, work, assumptions, everything, columns or WIDTH)
+
+
+def _settings(
+    backbone: str | None, config: str | Path | None, overrides: list[str], fleet: Fleet
+) -> PretrainSettings:
+    """The run's settings, with stand-ins for the folders that a plan does without."""
+    if config is None and backbone is not None and (PRESETS / f"{backbone}.yaml").exists():
+        config, backbone = backbone, None
+    given = {one.partition("=")[0] for one in overrides}
+    extra = [f"backbone={backbone}"] if backbone is not None else []
+    if config is None:
+        dtype = "bfloat16" if fleet.device.bf16 else "float32"
+        defaults = {"out": "runs/pretrain", "corpora": "runs/corpora", "dtype": dtype}
+        if backbone is None:
+            defaults["backbone"] = "google/t5-v1_1-xxl"
+        extra += [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    path = None if config is None else config_path(config)
+    return load_settings(PretrainSettings, path, [*overrides, *extra])
+
+
+def _this_fleet() -> Fleet:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device, _ = this_device(count > 0, max(1, count))
+    return Fleet(device, max(1, count))
+
+
+def _assumptions(fleet: Fleet, dtype: str, share: float, work: Workload, source: str) -> list[str]:
+    """What the figures stand on."""
+    device, top = fleet.device, ceiling(fleet.device, dtype)
+    lines = [f"lengths: {work.tokens:.0f} encoder tokens an example, prompt included ({source})"]
+    if top is not None:
+        how = "measured" if top == device.measured else f"{CEILING:.0%} of the vendor's figure, assumed"
+        lines.append(f"largest {dtype} product: {top / 1e12:.3g} TFLOP/s a device ({how})")
+    lines.append(f"share of it that a step reaches: {share:.0%} (--share; unmeasured unless you did)")
+    if device.fp8 is not None:
+        lines.append(f"FP8 weights: {FP8_GAIN:.1f} x the rate of products (unmeasured)")
+    return lines
+
+
+def _text(
+    shape: Shape, fleet: Fleet, settings: PretrainSettings, plan: Plan, work: Workload,
+    assumptions: list[str], everything: bool, columns: int,
+) -> str:  # fmt: skip
+    title = (
+        f"{shape.name} ({shape.weights / 1e9:.1f} B weights, {settings.dtype}) on {fleet}, {fleet.device.memory / GIB:.1f} GiB "
+        f"each; {work.prompts} prompts, {work.examples} examples a step, {work.steps} steps; memory in GiB"
+    )
+    table = Table(title=title, title_justify="left", caption_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    for name in ("batch_tokens", "weights", "activ.", "decoder", "prompts", "buffers", "context", "peak", "host",
+                 "tokens/s", "s/step", "hours", "comm."):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("fits")
+    for one in plan.best if everything else _worth_reading(plan):
+        parts = one.memory
+        gib = [
+            parts.weights,
+            parts.activations,
+            parts.decoder,
+            parts.prompts,
+            parts.buffers,
+            parts.context,
+            parts.peak,
+        ]
+        table.add_row(
+            one.name, str(one.batch_tokens), *(f"{value / GIB:.1f}" for value in gib),
+            f"{max(one.host_loading, one.host_running) / GIB:.0f}", f"{one.tokens_per_second:,.0f}",
+            f"{one.step:.3g}", f"{one.hours:,.1f}", f"{one.micro_batch.communication / one.micro_batch.total:.0%}",
+            "yes" if one.fits else one.why_not, style="bold" if one is plan.pick else None,
+        )  # fmt: skip
+    out = io.StringIO()
+    console = Console(file=out, width=columns)
+    console.print(table)
+    for line in assumptions:
+        console.print(line, markup=False, highlight=False)
+    console.print(("take " if plan.pick else "") + plan.why, markup=False, highlight=False)
+    if plan.hint:
+        console.print(plan.hint, markup=False, highlight=False)
+    return out.getvalue()
+
+
+def _worth_reading(plan: Plan) -> list[Prediction]:
+    """Of each strategy the faster of with and without checkpointing, or the one that fits."""
+    chosen: dict[Any, Prediction] = {}
+    for one in plan.best:
+        key = dataclasses.replace(one.strategy, checkpointing=False)
+        other = chosen.get(key)
+        if other is None or (one.fits, one.tokens_per_second) > (other.fits, other.tokens_per_second):
+            chosen[key] = one
+    return list(chosen.values())
