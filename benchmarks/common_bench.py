@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import statistics
@@ -13,6 +14,7 @@ from typing import Any
 from corpora.common.files import library_versions, write_json
 
 OUT = Path("runs/bench")
+LIBRARIES = ("torch", "transformers", "peft", "sentencepiece", "numpy")
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +27,7 @@ def machine() -> dict[str, Any]:
         "cpu": model,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **library_versions("torch", "transformers", "sentencepiece", "numpy"),
+        **library_versions(*(name for name in LIBRARIES if importlib.util.find_spec(name))),
     }
 
 
@@ -56,11 +58,29 @@ def ratio(theirs: list[float], ours: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
-def finish(name: str, settings: dict[str, Any], ratios: dict[str, float], raw: dict[str, Any]) -> None:
-    """Print the ratios and write `runs/bench/NAME.json`."""
+def write(
+    name: str,
+    settings: dict[str, Any],
+    ratios: dict[str, float],
+    raw: dict[str, Any],
+    beside: dict[str, Any] | None = None,
+) -> Path:
+    """Write `runs/bench/NAME.json`; `beside`: what stands there beside the ratios."""
+    path = OUT / f"{name}.json"
+    fields = {"machine": machine(), "settings": settings, "ratios": ratios, **(beside or {}), "raw": raw}
+    write_json(path, fields)
+    return path
+
+
+def finish(
+    name: str,
+    settings: dict[str, Any],
+    ratios: dict[str, float],
+    raw: dict[str, Any],
+    beside: dict[str, Any] | None = None,
+) -> None:
+    """Print the ratios, then `write`."""
     print()
     for key, value in ratios.items():
         print(f"{key:<32} {value:.2f} x")
-    path = OUT / f"{name}.json"
-    write_json(path, {"machine": machine(), "settings": settings, "ratios": ratios, "raw": raw})
-    print(f"written to {path}")
+    print(f"written to {write(name, settings, ratios, raw, beside)}")

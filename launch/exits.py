@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from corpora.common.errors import PPTError, Stopped
 from corpora.common.progress import console
+from pretrain.watchdog import LostProcess
 
 ENDINGS = (
     PPTError,
@@ -32,12 +33,15 @@ def end(error: BaseException, ended: Callable[[], bool] = lambda: False) -> int:
     """
     reason, code = _reason(error)
     rank = int(os.environ.get("RANK", "0"))
-    if rank > 0:
+    speaker = getattr(error, "speaker", 0)  # who says that a process is lost: perhaps it was the first one
+    if rank != speaker:
         began = time.monotonic()
         while time.monotonic() - began < PATIENCE:
             if ended():
                 return code
             time.sleep(0.1)
+        if isinstance(error, LostProcess):
+            return code
         reason = f"process {rank}: {reason}"
     style = "bold red" if console().is_terminal else None
     console().print(f"ppt: {reason}", style=style, markup=False)

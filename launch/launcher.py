@@ -18,6 +18,7 @@ from corpora.common.errors import MachineError, Stopped, UserError, nearest
 from corpora.common.progress import say
 from corpora.common.settings import load_settings
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished
+from pretrain.watchdog import ask_to_stop, forget_stop, nobody_spoke, read_lines
 
 LAUNCH = Path(__file__).parent
 PRESETS = LAUNCH / "presets"
@@ -93,6 +94,7 @@ def launch_pretraining(config: str | Path, arguments: list[str]) -> int:
         cpu=settings.device == "cpu",
         log=settings.launcher_log,
         flags=flags,
+        out=settings.out,
     )
 
 
@@ -122,7 +124,14 @@ def launch_backbone_training(config: str | Path, overrides: list[str]) -> int:
 
 
 def start_launcher(
-    script: Path, arguments: list[str], *, processes: int | None, cpu: bool, log: str, flags: list[str]
+    script: Path,
+    arguments: list[str],
+    *,
+    processes: int | None,
+    cpu: bool,
+    log: str,
+    flags: list[str],
+    out: Path | None = None,
 ) -> int:
     """Run a script under the `deepspeed` launcher and wait for it.
 
@@ -133,10 +142,12 @@ def start_launcher(
         cpu: leave GPUs alone.
         log: level of the launcher's own log.
         flags: flags for the launcher; those that choose machines or processes take the place of `processes`.
+        out: the run's folder, where a watchdog keeps the processes' lines; None: there is none.
 
     Returns:
-        The exit code of the script's first process that failed, 0 when none did, 75 after SIGTERM or SIGINT
-        when the script could not say so itself (training goes on from its last checkpoint either way).
+        The exit code of the script's first process that failed, 0 when none did, 1 when it died of a signal, 75
+        after SIGTERM or SIGINT when the script could not say so itself (training goes on from its last checkpoint
+        either way).
 
     Raises:
         MachineError: the launcher is not installed beside this Python.
@@ -167,17 +178,31 @@ def start_launcher(
         environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
     command += [*flags, str(script), *arguments]
     # In a session of its own: Ctrl-C then reaches this process alone, which passes it on in the way below.
+    elsewhere = bool(chosen & {"--hostfile", "-H"}) and "--no_ssh" not in chosen
+    before = read_lines(out) if out else {}
+    if out and elsewhere:
+        forget_stop(out)
     child = subprocess.Popen(command, env=environment, start_new_session=True)
-    with _pass_signals_on(child, script) as stopped:
+    with _pass_signals_on(child, script, out if elsewhere else None) as stopped:
         code = child.wait()
-    if stopped() and code not in (0, 1, 2, Stopped.exit_code):
-        code = Stopped.exit_code
-    if code < 0:
-        say(
-            f"ppt: the launcher was ended by signal {-code}; the same command goes on from the last checkpoint"
-        )
-        return 1
-    return code
+    if out and elsewhere:
+        forget_stop(out)
+    if code in (0, 1, 2, Stopped.exit_code):
+        return code
+    if stopped():
+        return Stopped.exit_code
+    if out is None or nobody_spoke(out, before):
+        say(f"ppt: the job was ended by {_signal(code)}; the same command goes on from the last checkpoint")
+    return 1
+
+
+def _signal(code: int) -> str:
+    """What ended a process, from the exit code that the launcher made of it: 256 less the signal's number."""
+    try:
+        name = signal.Signals(-code if code < 0 else 256 - code).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"signal {name}" + (" (perhaps out of memory)" if name == "SIGKILL" else "")
 
 
 def _deepspeed() -> str:
@@ -196,10 +221,17 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _pass_signals_on(child: subprocess.Popen[bytes], script: Path) -> Iterator[Callable[[], bool]]:
+def _pass_signals_on(
+    child: subprocess.Popen[bytes], script: Path, shared: Path | None
+) -> Iterator[Callable[[], bool]]:
     """Send SIGTERM, SIGINT and SIGHUP to the training processes themselves, as SIGTERM.
 
     The launcher would die of the first and leave them running, and would answer 1 where they say 75.
+
+    Args:
+        child: the launcher.
+        script: what the training processes run.
+        shared: the run's folder, where the processes run on other machines: they are asked through it.
 
     Yields:
         A function that says whether a signal came.
@@ -218,7 +250,9 @@ def _pass_signals_on(child: subprocess.Popen[bytes], script: Path) -> Iterator[C
         for process in workers:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGTERM)
-        if not workers:  # nothing is training yet
+        if shared is not None:
+            ask_to_stop(shared)
+        elif not workers:  # nothing is training yet
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
 

@@ -6,10 +6,12 @@ import argparse
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
 # A signal may come before the heavy imports are done.
 _stop_asked: list[int] = []
+_began = time.monotonic()
 
 
 def _ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -52,18 +54,27 @@ def main() -> int:
         check_inputs(settings)
         check_same_run(settings)
 
-        from pretrain.distributed import end_processes, lost_process
-        from pretrain.engine import pretrain
-        from pretrain.plan_run import filled_in
+        from pretrain.watchdog import Watchdog
 
-        with lost_process():
-            settings = filled_in(settings)
-            json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage or 0)
-            swap = (settings.offload or "none", settings.nvme_path, settings.out)
-            deepspeed_config = with_offload(read_deepspeed_config(json_path), *swap)
-            with swap_removed(*swap, first=arguments.local_rank == 0):
-                pretrain(settings, deepspeed_config, should_stop=lambda: bool(_stop_asked))
-        end_processes()
+        with Watchdog(settings.out, settings.process_timeout) as watchdog:
+            from pretrain.distributed import end_processes, lost_process
+            from pretrain.engine import pretrain
+            from pretrain.plan_run import filled_in
+
+            with lost_process():
+                settings = filled_in(settings)
+                json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage or 0)
+                swap = (settings.offload or "none", settings.nvme_path, settings.out)
+                deepspeed_config = with_offload(read_deepspeed_config(json_path), *swap)
+                with swap_removed(*swap, first=arguments.local_rank == 0):
+                    pretrain(
+                        settings,
+                        deepspeed_config,
+                        lambda: bool(_stop_asked) or watchdog.stop_asked,
+                        watchdog,
+                        _began,
+                    )
+            end_processes()
     except ENDINGS as error:
         return end(error, ended=lambda: bool(_stop_asked))
     return 0

@@ -245,6 +245,7 @@ def _loop(
                 processes.wait()
                 if asked[0]:
                     raise Stopped(f"stopped at step {state.step}; the same command goes on from there")
+        metrics.sync()
     return evaluation
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from corpora.common.errors import UserError
 from corpora.common.files import (
     atomic_folder,
+    hash_file,
     machine_errors,
     read_json,
     read_manifest,
@@ -24,8 +25,11 @@ from corpora.common.files import (
     write_json,
     write_manifest,
 )
+from corpora.common.progress import say
 
 KEEP = 2  # checkpoints kept; each holds all that is needed, of prompts the best so far as well
+KIND = "pretraining_checkpoint"
+FILES = ("state.safetensors", "state.json")
 
 
 @dataclass
@@ -74,7 +78,7 @@ def drop_old_checkpoints(out: Path) -> None:
 
 
 def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint whole or not at all, then drop all but the last two.
+    """Write a checkpoint whole or not at all, with the hash of each file; then drop all but the last two.
 
     Raises:
         MachineError: the disk is full or the place cannot be written.
@@ -84,18 +88,58 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
         write_bytes_atomic(folder / "state.safetensors", save(contiguous))
         write_json(folder / "state.json", checkpoint.state)
-        write_manifest(folder, "pretraining_checkpoint", {"step": checkpoint.step})
+        sha256 = {name: hash_file(folder / name) for name in FILES}
+        write_manifest(folder, KIND, {"step": checkpoint.step, "sha256": sha256})
     drop_old_checkpoints(out)
     return path
 
 
-def load_checkpoint(out: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a run, or None when there is none yet."""
-    folder = last_checkpoint(out)
-    if folder is None:
-        return None
-    step = read_manifest(folder, "pretraining_checkpoint")["step"]
+def spoilt(out: Path, step: int) -> str | None:
+    """Why a checkpoint cannot be gone on from: a file is missing, cut short or changed; None when it is sound."""
+    folder = checkpoint_path(out, step)
+    try:
+        sha256 = read_manifest(folder, KIND).get("sha256", {})
+        for name in FILES:
+            if not (folder / name).exists():
+                return f"{folder / name} is missing"
+            if hash_file(folder / name) != sha256.get(name):
+                return f"{folder / name} was cut short or changed"
+    except (UserError, OSError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+def sound_step(out: Path) -> int | None:
+    """Step of the last checkpoint that is whole, saying which later ones are not; None when there is none yet.
+
+    Raises:
+        UserError: there are checkpoints and all are spoilt.
+    """
+    steps = saved_steps(out)
+    for step in reversed(steps):
+        why = spoilt(out, step)
+        if why is None:
+            return step
+        say(f"warning: {why}; the checkpoint of step {step} is left out")
+    if steps:
+        raise UserError(
+            f"no checkpoint in {out / 'checkpoints'} is whole; put one back from a copy, or remove that folder to "
+            "begin at step 0 again"
+        )
+    return None
+
+
+def load_checkpoint(out: Path, step: int) -> Checkpoint:
+    """The checkpoint that `sound_step` named."""
+    folder = checkpoint_path(out, step)
     return Checkpoint(step, load_file(folder / "state.safetensors"), read_json(folder / "state.json"))
+
+
+def drop_spoilt(out: Path, after: int) -> None:
+    """Remove checkpoints later than the one gone on from: they are spoilt, and written again when their step comes."""
+    for step in saved_steps(out):
+        if step > after:
+            shutil.rmtree(checkpoint_path(out, step))
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import logging
 import os
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-from corpora.common.errors import MachineError, UserError
+from corpora.common.errors import UserError
+from pretrain.watchdog import AGAIN, LostProcess
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Processes:
             wishes: how many numbers at the end are each process's own, and counted of all.
 
         Raises:
-            MachineError: another process is gone.
+            LostProcess: another process is gone.
         """
         if self.world > 1:
             if self.tensor_rank > 0:
@@ -100,7 +102,7 @@ def lost_process() -> Iterator[None]:
     """Say in one line that a collective failed because another process is gone; other errors pass through.
 
     Raises:
-        MachineError: another process of the job is gone.
+        LostProcess: another process of the job is gone.
     """
     try:
         yield
@@ -111,10 +113,7 @@ def lost_process() -> Iterator[None]:
             sign in reason.lower() for sign in signs
         ):
             raise
-        raise MachineError(
-            f"lost another process of the job ({reason[:120]}); start the same command again to go on from the last "
-            "checkpoint"
-        ) from error
+        raise LostProcess(f"lost another process of the job ({reason[:120]}); {AGAIN}") from error
 
 
 @contextlib.contextmanager
@@ -145,12 +144,13 @@ def import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def start_processes(device: str, tensor_parallel: int = 1) -> Processes:
+def start_processes(device: str, tensor_parallel: int = 1, timeout: float = 1800.0) -> Processes:
     """Join the processes that the launcher started, or be the only one.
 
     Args:
         device: `cpu`, or `auto` for what the machine has.
         tensor_parallel: processes that share each layer.
+        timeout: seconds that a process waits for the others in one call; they may load at very different speed.
 
     Raises:
         UserError: the processes cannot be divided into such groups.
@@ -165,7 +165,9 @@ def start_processes(device: str, tensor_parallel: int = 1) -> Processes:
     if not deepspeed.comm.is_initialized():
         with quiet():
             if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-                deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+                deepspeed.init_distributed(
+                    auto_mpi_discovery=False, verbose=False, timeout=datetime.timedelta(seconds=timeout)
+                )
             else:
                 _start_alone(deepspeed)
     return form_groups(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where, tensor_parallel)

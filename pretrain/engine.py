@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,22 +20,29 @@ from pretrain.artifact import PromptInfo, save_prompt
 from pretrain.backbone import Backbone, load_backbone
 from pretrain.checkpoint import (
     checkpoint_path,
+    drop_spoilt,
     last_good,
     load_checkpoint,
     run_lock,
     save_checkpoint,
+    sound_step,
 )
 from pretrain.distributed import Processes, start_processes
 from pretrain.evaluation import Score, evaluate
 from pretrain.forward import ForwardOptions, deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
+from pretrain.pace import Pace
 from pretrain.plan_run import filled_in
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
 from pretrain.run_state import RunState
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished, learning_rate_scale
-from pretrain.step import REMEDY, train_step
+from pretrain.step import train_step
+from pretrain.watchdog import Watchdog
 
+REMEDY = "try a lower learning_rate, or dtype float32"
+# Updates left out in a row before the run ends all the same: a bad example spoils one, prompts gone bad spoil all.
+MOST_SKIPPED = 10
 CHECK_AFTER = 3  # updates after which prompts must have moved (peft 2642: "my soft prompt does not train")
 
 
@@ -42,6 +50,8 @@ def pretrain(
     settings: PretrainSettings,
     deepspeed_config: dict[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    watchdog: Watchdog | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Pre-train the prompt groups of a run, from its start or from its last checkpoint.
 
@@ -51,7 +61,10 @@ def pretrain(
     Args:
         settings: the run.
         deepspeed_config: as in `launch/zero`; None: ZeRO 0.
-        should_stop: asked after each update; when it says yes on any process, all write a checkpoint and stop.
+        should_stop: asked after each update and within evaluations; when it says yes on any process, all write a
+            checkpoint and stop.
+        watchdog: hears what this process does; None where nobody watches.
+        began: when this start began, by `time.monotonic()`, for the time limit; None: now.
 
     Returns:
         For each format the step, held-out loss and accuracy of the prompt that was saved.
@@ -61,17 +74,23 @@ def pretrain(
         MachineError: the disk is full, another process died, or a loss is not finite.
         Stopped: asked to; the same command goes on.
     """
+    began = time.monotonic() if began is None else began
+    watchdog = watchdog or Watchdog(settings.out, settings.process_timeout)
     out = settings.out
     check_inputs(settings)
     check_same_run(settings)
     if (done := finished(settings)) is not None:
         return done
     settings = filled_in(settings)
-    processes = start_processes(settings.device, settings.tensor_parallel or 1)
+    processes = start_processes(
+        settings.device, settings.tensor_parallel or 1, timeout=3 * settings.process_timeout
+    )
+    pace = Pace(settings, processes, should_stop, watchdog, began)
 
     with contextlib.ExitStack() as stack:
         if processes.first:
             stack.enter_context(run_lock(out))
+        watchdog.at(0, "loading")
         job = _prepare(settings, deepspeed_config, processes)
         bank, state = job.bank, job.state
         metrics = stack.enter_context(Metrics(out, job.metrics_bytes, state.step, processes.first))
@@ -85,7 +104,14 @@ def pretrain(
             # Evaluate.
             due = step % settings.eval_every == 0 or step == settings.export_step or last
             if due and state.evaluated < step and active:
-                scores = evaluate(job.net, bank.prompts_KPD, active, settings, job.batcher, processes)
+                pace.at(step, "evaluating")
+                scores = evaluate(
+                    job.net, bank.prompts_KPD, active, settings, job.batcher, processes,
+                    lambda: pace.stops(state.step),
+                )  # fmt: skip
+                if scores is None:
+                    _stop(job, metrics, processes, pace)
+                pace.gained()
                 _check_scores(scores, step, settings)
                 for name in state.judge(active, scores, bank.prompts_KPD, settings):
                     say(
@@ -97,28 +123,31 @@ def pretrain(
 
             # Save.
             if last or (step % settings.save_every == 0 and step > 0):
-                _save(job, metrics, processes)
+                _save(job, metrics, processes, pace, needed=last)
             if last:
                 break
 
             # Step.
-            sums_KS, stop = train_step(
-                job.net, bank, job.batcher, active, step, settings, processes, should_stop
-            )
+            update = train_step(job.net, bank, job.batcher, active, step, settings, processes, pace)
+            if update.spoilt:
+                _leave_out(update.spoilt, state, metrics, settings)
+            else:
+                state.skipped = 0
             state.step += 1
+            pace.gained()
             if state.step == CHECK_AFTER:
                 check_prompts_train(job.start_KPD, bank, settings.formats)
 
             # Log.
             for group in active:
-                state.groups[group.name].add(sums_KS[group.index])
+                if not update.spoilt:
+                    state.groups[group.name].add(update.sums_KS[group.index])
             if state.step % settings.log_every == 0 or state.step == settings.steps:
                 scale = learning_rate_scale(settings, step)
                 metrics.training(state, active, settings, settings.learning_rate * scale)
             bar.advance()
-            if stop and state.step < settings.steps:
-                path = _save(job, metrics, processes)
-                raise Stopped(f"stopped after step {state.step}; the same command goes on from {path}")
+            if update.stop and state.step < settings.steps:
+                _stop(job, metrics, processes, pace)
         return _finish(job, settings, processes)
 
 
@@ -178,10 +207,15 @@ def _prepare(
         **{group.name: group.corpus.manifest_hash for group in groups},
     }
     start_KPD = bank.prompts_KPD.detach().clone()
-    checkpoint = load_checkpoint(settings.out)
-    if checkpoint is None:
+    steps = processes.gather(sound_step(settings.out))
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes see different checkpoints in {settings.out} (steps {steps}); it must be shared"
+        )
+    if steps[0] is None:
         state, metrics_bytes = RunState.fresh(groups, bank.prompts_KPD, fingerprints), 0
     else:
+        checkpoint = load_checkpoint(settings.out, steps[0])
         state, metrics_bytes = RunState.restore(checkpoint, bank), int(checkpoint.state["metrics_bytes"])
         _check_fingerprints(state.fingerprints, fingerprints, settings)
         say(f"going on from step {state.step} ({checkpoint_path(settings.out, state.step)})")
@@ -190,18 +224,73 @@ def _prepare(
     _say_what_runs(settings, backbone, groups, deepspeed_config, processes)
     processes.wait()  # all have read the checkpoint; from here the first process writes
     if processes.first:
+        drop_spoilt(settings.out, state.step)
         save_settings(settings.out / "config.yaml", settings)
     batcher = Batcher(groups, settings, tokenizer, backbone.start_id, processes.device)
     return _Job(settings, backbone, tokenizer, groups, bank, net, batcher, state, metrics_bytes, start_KPD)
 
 
-def _save(job: _Job, metrics: Metrics, processes: Processes) -> str:
-    """Write a checkpoint from the first process; the others wait until it is on disk."""
-    path = checkpoint_path(job.settings.out, job.state.step)
+def _save(job: _Job, metrics: Metrics, processes: Processes, pace: Pace, needed: bool) -> str:
+    """Write a checkpoint from the first process; the others wait until it is on disk.
+
+    Args:
+        job: what to save.
+        metrics: put on disk with it.
+        processes: of the job; every one of them calls this.
+        pace: hears how long it takes.
+        needed: whether the run ends here; else a full disk is no reason to end it, and the next save tries again.
+
+    Raises:
+        MachineError: it cannot be written and is needed.
+    """
+    step = job.state.step
+    pace.at(step, "saving", waits=not processes.first)
+    path = checkpoint_path(job.settings.out, step)
     if processes.first and not path.exists():
-        save_checkpoint(job.settings.out, job.state.checkpoint(job.bank, metrics.sync()))
+        try:
+            save_checkpoint(job.settings.out, job.state.checkpoint(job.bank, metrics.sync()))
+        except MachineError as error:
+            what = f"step {step}: no checkpoint: {error}; {last_good(job.settings.out)}"
+            if needed:
+                raise MachineError(f"{what}; make room, the same command goes on from there") from error
+            say(f"warning: {what}; the run goes on and tries again at its next checkpoint")
     processes.wait()
+    pace.saved()
     return str(path)
+
+
+def _stop(job: _Job, metrics: Metrics, processes: Processes, pace: Pace) -> NoReturn:
+    """Save and end, to be gone on with.
+
+    Raises:
+        Stopped: the run is saved.
+    """
+    pace.check_limit()
+    path = _save(job, metrics, processes, pace, needed=True)
+    raise Stopped(f"stopped after step {job.state.step}; the same command goes on from {path}")
+
+
+def _leave_out(
+    spoilt: dict[str, list[int]], state: RunState, metrics: Metrics, settings: PretrainSettings
+) -> None:
+    """Count and write down an update that was left out.
+
+    Raises:
+        MachineError: the settings say to stop, or too many were left out in a row.
+    """
+    state.skipped += 1
+    where = "; ".join(
+        f"{name} examples {', '.join(map(str, rows))}" if rows else f"gradient of {name}"
+        for name, rows in spoilt.items()
+    )
+    what = f"step {state.step + 1}: not finite ({where})"
+    good = last_good(settings.out)
+    if settings.on_nonfinite == "stop":
+        raise MachineError(f"{what}; {good}; {REMEDY}, or leave such updates out with on_nonfinite=skip")
+    metrics.skipped(state.step + 1, spoilt, state.skipped)
+    if state.skipped >= MOST_SKIPPED:
+        raise MachineError(f"{what}, as the {MOST_SKIPPED} updates up to it, all left out; {good}; {REMEDY}")
+    say(f"warning: {what}; the update is left out")
 
 
 def _finish(job: _Job, settings: PretrainSettings, processes: Processes) -> dict[str, Any]:

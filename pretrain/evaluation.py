@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,12 +92,22 @@ def evaluate(
     settings: PretrainSettings,
     batcher: Batcher,
     processes: Processes,
-) -> dict[str, Score]:
+    stops: Callable[[], bool] = lambda: False,
+) -> dict[str, Score] | None:
     """Score each group's prompt on all of its held-out rows; the processes share them out.
 
+    Args:
+        net: what `deepspeed_module` gave.
+        prompts_KPD: [K, P, D].
+        groups: to be scored.
+        settings: the run.
+        batcher: makes batches of examples.
+        processes: of the job.
+        stops: asked by every process before each micro-batch, with the same answer for all: whether to leave off.
+
     Returns:
-        A score a group, the same on every process. The figures do not depend on how many processes or
-        micro-batches there are, up to rounding.
+        A score a group, the same on every process; None when it was left off. The figures do not depend on how many
+        processes or micro-batches there are, up to rounding.
     """
     by_index = batcher.groups
     # Every process makes the same passes: ZeRO 3 computes in lockstep.
@@ -106,6 +116,8 @@ def evaluate(
     for work in share_out(
         groups, [group.held_rows for group in groups], settings, processes.data_rank, processes.data_world
     ):
+        if stops():
+            return None
         batch = batcher.batch(work, 1.0)
         # Words of several tokens are forced through the decoder, one label after the other.
         asked = [batcher.clamp(work, label) for label in range(passes)]

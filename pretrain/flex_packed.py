@@ -59,9 +59,10 @@ class FlexAttention:
         def biased(score: Tensor, _b: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return score + bias_HR[head, (k - q).clamp(-farthest, farthest) + farthest]
 
-        mixed = _fused(query_NI.device.type)(
-            query, key, value, score_mod=biased, block_mask=self.mask, scale=1.0
-        )
+        # Within a compiled block it is fused with it; by itself it is compiled where there is a kernel for it.
+        alone = query_NI.device.type != "cpu" and not torch.compiler.is_compiling()
+        fused: Any = _fused() if alone else flex_attention
+        mixed: Tensor = fused(query, key, value, score_mod=biased, block_mask=self.mask, scale=1.0)
         return mixed.transpose(1, 2).reshape(query_NI.shape)
 
     def _same(self, _b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -69,10 +70,9 @@ class FlexAttention:
 
 
 @functools.cache
-def _fused(device: str) -> Callable[..., Any]:
-    """Compiled where there is a GPU; on a CPU, where it only serves tests, as it is."""
-    fused: Callable[..., Any] = flex_attention
-    return fused if device == "cpu" else torch.compile(fused, dynamic=False)
+def _fused() -> Any:
+    fused: Any = torch.compile(flex_attention, dynamic=False)
+    return fused
 
 
 def _block_mask(lengths: NDArray[np.int64], device: torch.device, same: Callable[..., Tensor]) -> BlockMask:

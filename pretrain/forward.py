@@ -18,7 +18,7 @@ from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_norms
 from pretrain.offload import check_dtype, fit_buffers
 from pretrain.packed_attention import Attend, grouped_attention
-from pretrain.packed_encoder import encode_packed
+from pretrain.packed_encoder import Insert, encode_packed
 from pretrain.settings import PretrainSettings
 from pretrain.tensor_parallel import make_tensor_parallel
 
@@ -85,19 +85,23 @@ class PromptedBackbone(torch.nn.Module):
         """Encoder states, [N, D]."""
         (backbone,) = self._backbone
         texts_MD = backbone.embed(batch.text_ids_M)
-        prompts_BPD = prompts_KPD[batch.prompt_ids_B].to(texts_MD.dtype)
+        prompts_XD = prompts_KPD.flatten(0, 1).to(texts_MD.dtype)
         flex = self.options.attention == "flex"
         tokens = round_up(batch.tokens, FILL) if flex else batch.tokens
-        free_ND = texts_MD.new_zeros(tokens, texts_MD.shape[1])
-        embeds_ND = free_ND.index_copy(0, batch.text_places_M, texts_MD)
-        embeds_ND = embeds_ND.index_copy(0, batch.prompt_places_BP, prompts_BPD.flatten(0, 1))
+        insert = Insert(batch, prompts_KPD.shape[1], tokens)
         attend: Attend
         if flex:
             attend = FlexAttention(self.model, batch.lengths_B, tokens)
         else:
             attend = grouped_attention(self.model, batch.lengths_B)
         states_ND = encode_packed(
-            self.model, embeds_ND, attend, self.options.compiled, self.options.checkpointing
+            self.model,
+            texts_MD,
+            prompts_XD,
+            insert,
+            attend,
+            self.options.compiled,
+            self.options.checkpointing,
         )
         return states_ND[: batch.tokens]
 

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from corpora.common.files import machine_errors
+from corpora.common.progress import say
 
 
 class MetricRows:
     """metrics.jsonl: one JSON row a line, cut back to the checkpoint when a run goes on; TensorBoard events beside it.
 
-    Events are written one at a time by this thread: TensorBoard's own writer meets a full disk in a thread of its
+    What a full disk refuses is kept and written when there is room again; `sync` says whether there was. Events are written one at a time by this thread: TensorBoard's own writer meets a full disk in a thread of its
     own, whose traceback nobody can keep from the screen.
 
     Args:
@@ -29,6 +30,8 @@ class MetricRows:
 
     def __init__(self, out: Path, keep_bytes: int, step: int) -> None:
         self.path, self.events = out / "metrics.jsonl", _events_path(out / "tensorboard")
+        self._kept = {self.path: bytearray(), self.events: bytearray()}  # not yet written
+        self._refused = False
         with machine_errors(self.path):
             self.path.touch()
             size = self.path.stat().st_size
@@ -47,6 +50,7 @@ class MetricRows:
                 self._event(step + 1 if step else 0, file_version="brain.Event:2")
                 if step:
                     self._event(step + 1, session_log={"status": 1})  # START: purge from this step on
+                self._flush()
             except BaseException:
                 os.close(self._board)
                 raise
@@ -60,24 +64,40 @@ class MetricRows:
         Args:
             row: as metrics.jsonl keeps it; it has a `step`.
             scalars: the same for TensorBoard, by tag.
-
-        Raises:
-            MachineError: the disk is full; metrics.jsonl ends with the row before.
         """
-        _append(self._rows, (json.dumps(row) + "\n").encode(), self.path)
+        self._kept[self.path] += (json.dumps(row) + "\n").encode()
         values = [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
         self._event(row["step"], summary={"value": values})
+        try:
+            self._flush()
+        except MachineError as error:
+            if not self._refused:
+                say(f"warning: {error}; rows wait in memory until there is room")
+            self._refused = True
 
     def sync(self) -> int:
-        """Put all rows on disk and say how many bytes they are."""
+        """Put all rows on disk and say how many bytes metrics.jsonl has.
+
+        Raises:
+            MachineError: the disk is full; both files end with the last record that found room.
+        """
+        self._flush()
+        self._refused = False
         with machine_errors(self.path):
             os.fsync(self._rows)
             return os.fstat(self._rows).st_size
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files, after a last try to write what was refused."""
+        with contextlib.suppress(MachineError):
+            self._flush()
         os.close(self._rows)
         os.close(self._board)
+
+    def _flush(self) -> None:
+        for descriptor, path in ((self._rows, self.path), (self._board, self.events)):
+            _append(descriptor, bytes(self._kept[path]), path)
+            self._kept[path].clear()
 
     def _event(self, step: int, **fields: Any) -> None:
         from tensorboard.compat.proto import event_pb2
@@ -87,7 +107,7 @@ class MetricRows:
         RecordWriter(record).write(
             event_pb2.Event(wall_time=time.time(), step=step, **fields).SerializeToString()
         )
-        _append(self._board, bytes(record), self.events)
+        self._kept[self.events] += record
 
 
 class _Record(bytearray):

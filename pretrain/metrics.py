@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -37,12 +37,27 @@ class Metrics:
         """Write a row a group: means over the steps since the last row."""
         for group in groups:
             loss, right, target_loss, norm, examples, steps = state.groups[group.name].take_sums()
+            if not steps:
+                continue  # all of them were left out
             row = {"step": state.step, "format": group.name, "split": "train", "loss": loss / examples}
             row["accuracy"] = right / examples if group.one_token_words else None
             if settings.count == "all":
                 row["target_loss"] = target_loss / examples
             self._write(
                 {**row, "gradient_norm": norm / steps, "learning_rate": rate, "examples": round(examples)}
+            )
+
+    def skipped(self, step: int, spoilt: Mapping[str, Sequence[int]], in_a_row: int) -> None:
+        """Write a row a group that spoilt an update which was left out.
+
+        Args:
+            step: the update's, counted from 1.
+            spoilt: rows of each group's corpus whose loss is no number; none where only the gradient is none.
+            in_a_row: how many updates were left out up to this one.
+        """
+        for name, rows in spoilt.items():
+            self._write(
+                {"step": step, "format": name, "split": "skipped", "rows": list(rows), "in_a_row": in_a_row}
             )
 
     def validation(self, step: int, scores: dict[str, Score]) -> None:

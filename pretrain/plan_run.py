@@ -101,7 +101,8 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
         return settings
     from pretrain.distributed import start_processes  # torch and DeepSpeed, which `ppt plan` does without
 
-    processes = start_processes(settings.device)
+    # The watchdog names who is silent; this ends what even it does not see, and loading may take much longer.
+    processes = start_processes(settings.device, timeout=3 * settings.process_timeout)
     recorded = settings.out / "config.yaml"
     if recorded.exists():
         before = read_yaml(recorded)

@@ -58,6 +58,7 @@ class RunState:
         evaluated: step of the last evaluation; -1 before the first.
         groups: by name.
         best_KPD: [K, P, D] prompts to keep.
+        skipped: updates left out in a row up to here, their loss or gradient being no number.
         fingerprints: backbone, tokenizer and corpora that the run was begun with.
     """
 
@@ -66,6 +67,7 @@ class RunState:
     groups: dict[str, GroupState]
     best_KPD: torch.Tensor
     fingerprints: dict[str, str]
+    skipped: int = 0
 
     @staticmethod
     def fresh(groups: Sequence[Group], prompts_KPD: torch.Tensor, fingerprints: dict[str, str]) -> RunState:
@@ -95,7 +97,9 @@ class RunState:
             for name, values in saved["groups"].items()
         }
         best = checkpoint.tensors["best"].to(bank.prompts_KPD.device)
-        return RunState(checkpoint.step, saved["evaluated"], groups, best, saved["fingerprints"])
+        return RunState(
+            checkpoint.step, saved["evaluated"], groups, best, saved["fingerprints"], saved["skipped"]
+        )
 
     def checkpoint(self, bank: PromptBank, metrics_bytes: int) -> Checkpoint:
         """What to write down so that `restore` gives this state again, bit for bit."""
@@ -109,6 +113,7 @@ class RunState:
             "groups": groups,
             "fingerprints": self.fingerprints,
             "metrics_bytes": metrics_bytes,
+            "skipped": self.skipped,
         }
         return Checkpoint(self.step, {**tensors, "best": self.best_KPD}, state)
 

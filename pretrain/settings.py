@@ -21,11 +21,14 @@ ALL_FORMATS: tuple[FormatName, ...] = ("sentence_pair", "multiple_choice", "sing
 # Keys that a plan fills in where they are not set (pretrain/plan_run.py): they change rounding only.
 PLANNED_KEYS = ("zero_stage", "tensor_parallel", "offload", "checkpointing", "batch_tokens")
 # Keys that may differ when a run goes on in the folder of an earlier start: where it lies, on how many processes it
-# runs, what each of them holds and how it computes (rounding only). Every other key decides what the run computes.
+# runs, what each of them holds and how it computes (rounding only), how long it runs and what ends it (a run that a
+# spoilt step ended may go on without that step, and is then the same as one that left it out at once). Every other key
+# decides what the run computes.
 FREE_KEYS = frozenset(
     {
         *("out", "processes", "launcher_log", "attention", "compiled"),
         *("deepspeed_config", "nvme_path", "planned_for", *PLANNED_KEYS),
+        *("on_nonfinite", "time_limit", "process_timeout"),
     }
 )
 
@@ -64,6 +67,12 @@ class PretrainSettings(Settings):
     export_step: int | None = Field(None, ge=0)  # save the prompt of this step; null: lowest held-out loss
     save_every: int = Field(100, ge=1)  # optimiser steps
     log_every: int = Field(10, ge=1)  # optimiser steps a row of metrics.jsonl
+
+    on_nonfinite: Literal["stop", "skip"] = (
+        "stop"  # a loss or gradient is no number; skip: leave that update out
+    )
+    time_limit: float | None = Field(None, gt=0)  # hours of one start; then a checkpoint and exit code 75
+    process_timeout: int = Field(600, ge=2)  # seconds that a silent or stuck process is waited for
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the frozen backbone; prompts are always float32
     weights: Weights = "full"  # of the backbone's layers: full (as dtype says), int8, nf4 or fp8

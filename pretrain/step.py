@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from corpora.common.errors import MachineError
 from pretrain.batching import Targets, example_losses
-from pretrain.checkpoint import last_good
 from pretrain.distributed import Processes
 from pretrain.evaluation import label_losses, right_answers
 from pretrain.forward import run_batch
 from pretrain.groups import Batcher, Group, Work, share_out
+from pretrain.pace import Pace
 from pretrain.prompts import PromptBank
 from pretrain.settings import PretrainSettings, learning_rate_scale
 
-REMEDY = "try a lower learning_rate, or dtype float32"
+
+@dataclass(frozen=True)
+class Update:
+    """What came of an update, the same on every process.
+
+    Attributes:
+        sums_KS: [K, 5] sums over this step's examples: label loss, right answers, training loss, examples; and the
+            gradient norm.
+        stop: whether any process is to stop.
+        spoilt: empty; or, where a loss or gradient is no number and nothing was updated, the rows of each group's
+            corpus whose loss it is, and no rows for a group of which only the gradient is.
+    """
+
+    sums_KS: torch.Tensor
+    stop: bool
+    spoilt: dict[str, list[int]]
 
 
 def train_step(
@@ -27,8 +42,8 @@ def train_step(
     step: int,
     settings: PretrainSettings,
     processes: Processes,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[torch.Tensor, bool]:
+    pace: Pace,
+) -> Update:
     """One update of the active prompts: sum over prompts of the mean loss over each prompt's own examples.
 
     Args:
@@ -39,15 +54,9 @@ def train_step(
         step: updates made before this one.
         settings: the run.
         processes: of the job; every one of them calls this.
-        should_stop: asked once.
-
-    Returns:
-        [K, 5] sums over this step's examples: label loss, right answers, training loss, examples; and the gradient
-        norm. Second, whether any process was asked to stop.
-
-    Raises:
-        MachineError: a loss or gradient is not finite; nothing was updated.
+        pace: says whether to stop, and hears how long this process computes.
     """
+    pace.begin_step(step)
     bank.zero_grad()
     k = len(bank.prompts_KPD)
     picks = [group.rows_of_step(step, settings.batch_size, settings.seed) for group in active]
@@ -69,18 +78,20 @@ def train_step(
 
     grad = bank.prompts_KPD.grad
     assert grad is not None  # every process has at least one micro-batch
-    # One small message a step: gradients, sums and the wish to stop.
-    wish = torch.tensor([float(should_stop())], device=processes.device)
-    message = processes.sum(torch.cat([grad.flatten(), sums_KS.flatten(), wish]), wishes=1)
-    grad.copy_(message[: grad.numel()].view_as(grad))
-    sums_KS = message[grad.numel() : -1].view_as(sums_KS)
+    # One small message a step: gradients, sums, and what the pace has to tell.
+    parts = (grad.flatten(), sums_KS.flatten(), pace.end_step(step))
+    message = processes.sum(torch.cat(parts), wishes=len(parts[-1]))
+    grads, sums, tail = message.split([len(part) for part in parts])
+    grad.copy_(grads.view_as(grad))
+    sums_KS = sums.view_as(sums_KS)
+    stop = pace.read(tail, step)
     if not bool(torch.isfinite(message).all()):
-        raise MachineError(_not_finite(seen, batcher, step, settings, processes))
+        return Update(torch.zeros(k, 5), stop, _spoilt(seen, active, grad, processes))
     active_K = torch.zeros(k, dtype=torch.bool, device=processes.device)
     active_K[[group.index for group in active]] = True
     scale_K = torch.full((k,), learning_rate_scale(settings, step), device=processes.device)
     norms_K = bank.step(scale_K, active_K)
-    return torch.cat([sums_KS, norms_K[:, None].to(sums_KS)], 1).cpu(), bool(message[-1] > 0)
+    return Update(torch.cat([sums_KS, norms_K[:, None].to(sums_KS)], 1).cpu(), stop, {})
 
 
 @torch.no_grad()
@@ -109,22 +120,20 @@ def _measured(
     return torch.stack([own_B, right_B.float(), losses_B.float(), torch.ones_like(own_B)], 1)
 
 
-def _not_finite(
+def _spoilt(
     seen: Sequence[tuple[torch.Tensor, Work]],
-    batcher: Batcher,
-    step: int,
-    settings: PretrainSettings,
+    active: Sequence[Group],
+    grad_KPD: torch.Tensor,
     processes: Processes,
-) -> str:
-    """Say which step and which examples have a loss that is no number; every process must call it."""
+) -> dict[str, list[int]]:
+    """Which examples have a loss that is no number, or which groups a gradient; every process must call it."""
     mine = []
     for losses_B, work in seen:
         for place in torch.nonzero(~torch.isfinite(losses_B))[:, 0].tolist():
-            mine.append((batcher.groups[int(work.groups[place])].name, int(work.rows[place])))
+            mine.append((int(work.groups[place]), int(work.rows[place])))
     bad = sorted({pair for some in processes.gather(mine) for pair in some})
-    where = "; ".join(
-        f"{name} examples {', '.join(str(row) for of, row in bad if of == name)}"
-        for name in sorted({name for name, _ in bad})
-    )
-    what = f"the loss is not finite ({where})" if bad else "the losses are finite but a gradient is not"
-    return f"step {step + 1}: {what}; {last_good(settings.out)}; {REMEDY}"
+    found = {group.name: [row for index, row in bad if index == group.index] for group in active}
+    if not bad:
+        finite_K = torch.isfinite(grad_KPD).flatten(1).all(1).tolist()
+        return {group.name: [] for group in active if not finite_K[group.index]} or found
+    return {name: rows for name, rows in found.items() if rows}

@@ -101,11 +101,30 @@ def _cross_attention(layer: Any, hidden_BTD: Tensor, states_BLD: Tensor, bias_B1
 
     query = attention.q(normed_BTD).view(batch, queries, heads, width)
     asked_BXD = by_example(torch.bmm(by_head(query), key_HWD))
-    scores_BXL = torch.baddbmm(bias_B11L[:, 0], asked_BXD, states_BLD.mT)
-    mixed_BXD = torch.bmm(scores_BXL.softmax(-1), states_BLD)
+    mixed_BXD: Tensor = _ReadStates.apply(asked_BXD, states_BLD, bias_B11L[:, 0])
     mixed = torch.bmm(by_head(mixed_BXD.view(batch, queries, heads, -1)), value_HWD.mT)
     output: Tensor = attention.o(by_example(mixed).view(batch, queries, heads * width))
     return output
+
+
+class _ReadStates(torch.autograd.Function):
+    """softmax(asked states^T + bias) states: [B, X, D], [B, L, D], [B, 1, L] -> [B, X, D]; one product for the states' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, asked_BXD: Tensor, states_BLD: Tensor, bias_B1L: Tensor) -> Tensor:
+        weights_BXL = torch.baddbmm(bias_B1L, asked_BXD, states_BLD.mT).softmax(-1)
+        ctx.save_for_backward(asked_BXD, states_BLD, weights_BXL)
+        return torch.bmm(weights_BXL, states_BLD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        asked_BXD, states_BLD, weights_BXL = ctx.saved_tensors
+        (grad_BXD,) = grads
+        scores_BXL = torch._softmax_backward_data(
+            torch.bmm(grad_BXD, states_BLD.mT), weights_BXL, -1, weights_BXL.dtype
+        )
+        to_states = torch.bmm(torch.cat([weights_BXL, scores_BXL], 1).mT, torch.cat([grad_BXD, asked_BXD], 1))
+        return torch.bmm(scores_BXL, states_BLD), to_states, None
 
 
 def _plain(linear: Any) -> bool:

@@ -23,9 +23,10 @@ scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$SLURM_GPUS_ON_
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-# One task a node; each starts the processes of its own node, which meet on the first one.
+# One task a node; each starts the processes of its own node, which meet on the first one. No task is killed while others
+# still save (--kill-on-bad-exit=0), and one that hangs holds nobody up when the others have ended (--wait, in seconds).
 # shellcheck disable=SC2016 # SLURM_NODEID is known on the node only
-srun --kill-on-bad-exit=0 bash -c \
+srun --kill-on-bad-exit=0 --wait=120 bash -c \
     'exec ppt pretrain "${@:4}" --hostfile "$1" --no_ssh --node_rank "$SLURM_NODEID" --master_addr "$2" --master_port "$3"' \
     task "$hosts" "$first" "$port" "$@" &
 step=$!

@@ -21,7 +21,7 @@ CLUSTER = Path(launch.__file__).parent / "cluster"
 # Stand-ins for Slurm's commands: `srun` runs the task once, as node 0; what they were asked is written down.
 STUBS = {
     "scontrol": 'echo "scontrol $*" >>"$CALLS"\nif [[ $1 == show ]]; then printf "n1\\nn2\\n"; fi',
-    "srun": 'shift\nSLURM_NODEID=0 exec "$@"',
+    "srun": 'while [[ $1 == -* ]]; do shift; done\nSLURM_NODEID=0 exec "$@"',
     "ppt": 'echo "ppt $*" >>"$CALLS"\ncat hosts.4242 >>"$CALLS"\n$PPT_DOES',
 }
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from corpora.common.rng import generator
@@ -27,78 +21,19 @@ from pretrain.settings import ALL_FORMATS, PretrainSettings
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "pretrain_prompts.py"
 STEPS = 60
-Run = Callable[..., "Job"]
-
-
-class Job:
-    """A job with all its processes."""
-
-    def __init__(self, command: list[str], out: Path) -> None:
-        self.out = out
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("RANK", None)
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )  # fmt: skip
-
-    def wait(self) -> tuple[int, str]:
-        text, _ = self.process.communicate(timeout=900)
-        return self.process.returncode, text
-
-    def wait_for_rows(self, n: int) -> None:
-        """Wait until metrics.jsonl has `n` lines or the job is over."""
-        path = self.out / "metrics.jsonl"
-        while self.process.poll() is None:
-            if path.exists() and path.read_bytes().count(b"\n") >= n:
-                return
-            time.sleep(0.005)
-
-    def wait_for_checkpoint(self, after: int) -> None:
-        """Wait until a checkpoint of a later step than `after` is whole; the job must still be running then."""
-        while not any(step > after for step in saved_steps(self.out)):
-            assert self.process.poll() is None, "the job ended before it saved"
-            time.sleep(0.005)
-
-    def kill(self) -> None:
-        """SIGKILL to every process of the job."""
-        top = psutil.Process(self.process.pid)
-        for process in [top, *top.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.communicate()
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, build_dir: Path, backbone_dir: Path) -> Path:
-    """A run of seconds, long enough to be killed in the middle; ZeRO 3 shards even its small weights."""
-    folder = tmp_path_factory.mktemp("launched")
-    zero = json.loads((ROOT / "launch" / "zero" / "zero3.json").read_text())
-    zero["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    (folder / "zero3.json").write_text(json.dumps(zero))
-    values: dict[str, Any] = {
-        "out": str(folder / "run"), "corpora": str(build_dir), "backbone": str(backbone_dir), "prompt_len": 4,
-        "steps": STEPS, "batch_size": 4, "batch_tokens": 2000, "eval_every": 10, "save_every": 7, "log_every": 1,
-        "eval_examples": 8, "device": "cpu", "learning_rate": 0.5,
-    }  # fmt: skip
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump(values))
-    return folder / "pretrain.yaml"
-
-
-@pytest.fixture(scope="module")
-def launch(config: Path) -> Iterator[Run]:
+def launch(config: Path, new_job: Run) -> Run:
     """Starts `ppt pretrain` on two processes."""
-    jobs: list[Job] = []
 
-    def start(name: str, *overrides: str) -> Job:
+    def start(name: str, *overrides: str) -> Any:
         out = config.parent / name
         command = [str(Path(sys.executable).parent / "ppt"), "pretrain", str(config)]
-        jobs.append(Job([*command, f"out={out}", "processes=2", *overrides], out))
-        return jobs[-1]
+        return new_job([*command, f"out={out}", "processes=2", *overrides], out)
 
-    yield start
-    for job in jobs:
-        if job.process.poll() is None:
-            job.kill()
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +135,18 @@ def test_stopped_and_killed_under_the_launcher_it_goes_on_to_the_same_bytes(laun
 
 
 @pytest.mark.defect(10)
-def test_killed_at_three_random_moments_it_ends_with_the_bytes_of_a_run_never_killed(config: Path) -> None:
+def test_killed_at_three_random_moments_it_ends_with_the_bytes_of_a_run_never_killed(
+    config: Path, new_job: Run
+) -> None:
     """Without the launcher, whose start takes most of the time; one process runs the same script."""
     command = [sys.executable, str(SCRIPT), str(config), "formats=[sentence_pair,unified]", "steps=100"]
     unbroken, broken = config.parent / "unbroken", config.parent / "broken"
-    code, text = Job([*command, f"out={unbroken}"], unbroken).wait()
+    code, text = new_job([*command, f"out={unbroken}"], unbroken).wait()
     assert code == 0, text
     rng = generator(0, "random moments")
     reached = 0
     for _ in range(3):
-        job = Job([*command, f"out={broken}"], broken)
+        job = new_job([*command, f"out={broken}"], broken)
         job.wait_for_checkpoint(after=reached)  # each start gets further than the one before
         rows = (broken / "metrics.jsonl").read_bytes().count(b"\n")
         job.wait_for_rows(rows + int(rng.integers(0, 12)))
@@ -217,7 +154,7 @@ def test_killed_at_three_random_moments_it_ends_with_the_bytes_of_a_run_never_ki
         job.kill()
         assert not (broken / "finished.json").exists()
         reached = saved_steps(broken)[-1]
-    code, text = Job([*command, f"out={broken}"], broken).wait()
+    code, text = new_job([*command, f"out={broken}"], broken).wait()
     assert code == 0, text
     for file in ("metrics.jsonl", "finished.json", "prompts/sentence_pair/prompt.safetensors"):
         assert (broken / file).read_bytes() == (unbroken / file).read_bytes(), file
@@ -249,10 +186,10 @@ def test_a_finished_job_says_so_and_ends_well(launch: Run, whole: Path) -> None:
     ]
 
 
-def test_newcomers_see_our_lines_only(config: Path) -> None:
+def test_newcomers_see_our_lines_only(config: Path, new_job: Run) -> None:
     command = [sys.executable, str(SCRIPT), str(config), "steps=1", "formats=[unified]"]
     out = config.parent / "quiet"
-    code, text = Job([*command, f"out={out}"], out).wait()
+    code, text = new_job([*command, f"out={out}"], out).wait()
     assert code == 0
     for line in text.splitlines():
         assert (

@@ -12,17 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
+from corpora.rendering import Rendered
 from pretrain.backbone import Backbone
+from pretrain.batching import end_to_end, pack_flat
 from pretrain.distributed import form_groups
-from pretrain.frozen_layers import freeze_norms
-from pretrain.packed_attention import grouped_attention
-from pretrain.packed_encoder import encode_packed
+from pretrain.forward import PromptedBackbone
 from pretrain.prompts import PromptBank, insert_prompts
 from pretrain.tensor_parallel import check_degree, cut_weights, make_tensor_parallel, weight_part
 
@@ -81,17 +82,21 @@ def learn(model: Any, number: int) -> dict[str, torch.Tensor]:
             decoder_ids_BT[:1],
             prompt_ids_B[:1],
         )
-    embeds_BLD, mask_BL = insert_prompts(bank.prompts_KPD, backbone.embed(ids_BL), mask_BL, prompt_ids_B)
-    if number == 1:
-        embeds_BLD = embeds_BLD.mT.contiguous().mT
     if number == 2:  # as pre-training does it, examples end to end
-        freeze_norms(model)
-        attend = grouped_attention(model, mask_BL.sum(1).numpy())
-        states_ND = encode_packed(model, embeds_BLD[mask_BL], attend)
-        states_BLD = torch.zeros_like(embeds_BLD).index_put((mask_BL,), states_ND)
+        texts = [
+            ids_L[mask_L].numpy().astype(np.int32) for ids_L, mask_L in zip(ids_BL, mask_BL, strict=True)
+        ]
+        rendered = Rendered(*end_to_end(texts), np.zeros(len(texts), np.int64))
+        targets = end_to_end([row.numpy().astype(np.int32) for row in decoder_ids_BT])
+        batch = pack_flat(rendered, 3, prompt_ids_B.numpy(), *targets, np.ones(len(texts)), 0, 0)
+        net = PromptedBackbone(backbone)
+        (logits_BTV,) = net(bank.prompts_KPD, batch, [decoder_ids_BT], 0)
     else:
+        embeds_BLD, mask_BL = insert_prompts(bank.prompts_KPD, backbone.embed(ids_BL), mask_BL, prompt_ids_B)
+        if number == 1:
+            embeds_BLD = embeds_BLD.mT.contiguous().mT
         states_BLD = backbone.encode(embeds_BLD, mask_BL)
-    logits_BTV = backbone.decode(states_BLD, mask_BL, decoder_ids_BT)
+        logits_BTV = backbone.decode(states_BLD, mask_BL, decoder_ids_BT)
     loss = torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), decoder_ids_BT.flatten())
     loss.backward()
     assert bank.prompts_KPD.grad is not None
