@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
-from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
+from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, keep_freed_memory, quiet
 from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_norms
 from pretrain.offload import check_dtype, fit_buffers
@@ -164,6 +164,8 @@ def deepspeed_module(
     Raises:
         UserError: DeepSpeed refuses the configuration, or the backbone cannot be divided or offloaded so.
     """
+    if processes.device.type == "cpu":
+        keep_freed_memory()  # not while weights load: what they leave behind is needed no more
     config = dict(config or {"gradient_clipping": 0.0})
     zero = dict(config.get("zero_optimization", {}))
     if zero.get("stage", 0) in (1, 2):
