@@ -222,7 +222,7 @@ def make_plan(
         raise UserError(
             f"the settings leave no way to run {shape.name} on {fleet}: tensor_parallel must divide the "
             f"{fleet.devices} processes, {shape.num_heads} heads and a feed-forward width of {shape.d_ff}; ZeRO 3 wants "
-            "several processes or an offload; quantised weights want ZeRO 0"
+            "several processes or an offload; quantised weights want ZeRO 0, and fp8 a device that has it"
         )
     best = [best_budget(shape, fleet, one, work, share, batch_tokens) for one in open_ones]
     pick = _pick([one for one in best if one.strategy.weights == weights])
