@@ -14,9 +14,9 @@ import torch
 from corpora.common.errors import MachineError, UserError
 from corpora.common.hub import hub_reachable
 from corpora.tokenizer import Tokenizer
-from pretrain.backbone_loading import Keeping, Shard, gathered, load_weights
+from pretrain.backbone_loading import Keeping, gathered, load_weights
+from pretrain.distributed import Processes
 from pretrain.fingerprint import tensors_fingerprint, weight_files_fingerprint
-from pretrain.quantise import check_weights
 from pretrain.settings import Weights
 from pretrain.t5_forward import decode, encode
 from pretrain.weight_files import WEIGHTS, weight_files
@@ -169,8 +169,8 @@ def load_backbone(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     weights: Weights = "full",
-    zero3: dict[str, Any] | None = None,
-    shard: Shard | None = None,
+    processes: Processes | None = None,
+    deepspeed_config: dict[str, Any] | None = None,
 ) -> Backbone:
     """Load a frozen backbone, each tensor straight from its file to where it is kept.
 
@@ -179,13 +179,13 @@ def load_backbone(
         dtype: `float32` or `bfloat16`.
         device: where its weights go.
         weights: how the blocks' linear layers are held; `full`: in `dtype`.
-        zero3: DeepSpeed's configuration of ZeRO 3: no process ever holds more than its part and one tensor. Every
-            process of the job must call this.
-        shard: called with each tensor's name and the tensor, still in its file; what it gives back is kept.
+        processes: those that share the backbone, every one of which must call this; None: all of it is this one's.
+        deepspeed_config: of the job. At ZeRO 3 no process ever holds more than its part and one tensor; where
+            processes share layers, each reads no more of them than its part.
 
     Raises:
         UserError: nothing is there, it is of a family that is not supported, weights are missing or spoilt, or they
-            cannot be held in that way.
+            cannot be held or shared in that way.
         MachineError: memory does not suffice, a file may not be read, or the hub cannot be reached.
     """
     from transformers import AutoConfig, MT5ForConditionalGeneration, T5ForConditionalGeneration
@@ -193,7 +193,6 @@ def load_backbone(
     name, device = str(name_or_path), torch.device(device)
     if dtype not in DTYPES:
         raise UserError(f'dtype is "{dtype}"; expected one of {", ".join(DTYPES)}')
-    check_weights(weights, dtype, device, cut=zero3 is not None or shard is not None)
     offline = not Path(name).is_dir() and not hub_reachable()
     # `runs/backbone` beside a folder `runs` is a mistyped path; `google/t5-v1_1-small` is none.
     hub_only = offline and name.count("/") == 1 and name[0] not in "/.~" and not Path(name).parent.exists()
@@ -205,7 +204,8 @@ def load_backbone(
         known = "; ".join(f"{family} ({members})" for family, members in FAMILIES.items())
         raise UserError(f'the backbone {name} is a "{config.model_type}"; supported: {known}')
     kind = MT5ForConditionalGeneration if config.model_type == "mt5" else T5ForConditionalGeneration
-    keeping = Keeping(DTYPES[dtype], device, weights, zero3, shard)
+    keeping = Keeping(DTYPES[dtype], device, weights, processes, deepspeed_config)
+    keeping.check(config, name)
     with _reasons(f"cannot load the weights of the backbone {name}", offline, hub_only), _quiet():
         files = weight_files(name, offline)
         if not files:

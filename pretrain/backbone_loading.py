@@ -9,7 +9,6 @@ what is kept there is at most one file and one tensor.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ import torch
 
 from corpora.common.errors import UserError
 from corpora.common.progress import Progress
-from pretrain.distributed import import_deepspeed, quiet
+from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
 from pretrain.fingerprint import ALIASES, TABLE
-from pretrain.quantise import is_quantised, quantised_linear
+from pretrain.offload import check_dtype, fit_buffers
+from pretrain.quantise import check_weights, is_quantised, quantised_linear
 from pretrain.settings import Weights
+from pretrain.tensor_parallel import check_degree, weight_part
 from pretrain.weight_files import open_weights
 
 SHOW_FROM = 4 * 2**30  # bytes of weights whose loading takes long enough to be shown
 HEAD = "lm_head.weight"
-Shard = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,42 @@ class Keeping:
         dtype: of everything that is not quantised.
         device: where.
         weights: how the blocks' linear layers are held; `full`: as `dtype` says.
-        zero: DeepSpeed's configuration of ZeRO 3, when the weights are sharded over the processes on arrival.
-        shard: cuts a tensor, given its name, while it is still in its file: what is left out never leaves the disk.
+        processes: those that share the backbone; None where each loads all of it.
+        config: DeepSpeed's; only ZeRO 3 changes how weights are kept.
     """
 
     dtype: torch.dtype
     device: torch.device
     weights: Weights = "full"
-    zero: dict[str, Any] | None = None
-    shard: Shard | None = None
+    processes: Processes | None = None
+    config: dict[str, Any] | None = None
+
+    @property
+    def zero(self) -> dict[str, Any] | None:
+        """The block `zero_optimization` of ZeRO 3; None at other stages."""
+        zero: dict[str, Any] = (self.config or {}).get("zero_optimization", {})
+        return zero if self.processes is not None and zero.get("stage") == 3 else None
+
+    @property
+    def degree(self) -> int:
+        """How many processes share each layer."""
+        return 1 if self.processes is None else self.processes.tensor_parallel
+
+    def check(self, config: Any, name: str) -> None:
+        """Refuse what does not go together, before anything is read.
+
+        Args:
+            config: the model's.
+            name: of the backbone.
+
+        Raises:
+            UserError: the weights cannot be held so, or the layers cannot be shared so.
+        """
+        cut = self.zero is not None or self.degree > 1
+        dtype = str(self.dtype).removeprefix("torch.")
+        check_weights(self.weights, dtype, self.device, cut)
+        check_degree(config, self.degree, name)
+        check_dtype(self.zero or {}, dtype, self.device.type)
 
 
 def load_weights(
@@ -70,7 +97,8 @@ def load_weights(
     with torch.device("meta"):
         model = kind(config)
     shapes = {own: tensor.shape for own, tensor in model.state_dict().items()}
-    place, found = _Place(model, keeping), set()
+    largest = max(shape.numel() for shape in shapes.values())
+    place, found = _Place(model, keeping, largest), set()
     large = sum(path.stat().st_size for path in files) >= SHOW_FROM
     with Progress(f"loading {name}", len(shapes), "weights") if large else contextlib.nullcontext() as bar:
         for path in files:
@@ -126,42 +154,49 @@ def gathered(*parameters: torch.Tensor) -> contextlib.AbstractContextManager[Any
 class _Place:
     """Puts tensors where they are kept."""
 
-    def __init__(self, model: Any, keeping: Keeping) -> None:
-        self._model, self._keeping = model, keeping
+    def __init__(self, model: Any, keeping: Keeping, largest: int) -> None:
+        self._model, self._keeping, self._largest = model, keeping, largest
         self._sharded: Any = None
 
     def __call__(self, name: str, tensor: torch.Tensor) -> None:
-        keeping = self._keeping
-        if keeping.shard is not None:
-            tensor = keeping.shard(name, tensor)
-        module_name, _, leaf = name.rpartition(".")
+        keeping, (module_name, _, leaf) = self._keeping, name.rpartition(".")
         if keeping.weights != "full" and is_quantised(name):
             parent, _, own = module_name.rpartition(".")
             # In its own precision: rounding to bfloat16 first would only add an error.
             linear = quantised_linear(tensor.to(keeping.device), keeping.weights)
             setattr(self._model.get_submodule(parent), own, linear)
             return
-        # A view into a file of which the rest is quantised would keep all of it mapped.
-        kept = tensor.to(keeping.device, keeping.dtype, copy=keeping.weights != "full")
+        if keeping.processes is not None:  # what is cut off never leaves the disk
+            tensor = tensor[weight_part(name, tensor.shape, keeping.degree, keeping.processes.tensor_rank)]
+        # A view into a file of which the rest is cut off or quantised would keep all of it mapped.
+        view = keeping.weights == "full" and keeping.degree == 1
+        kept = tensor.to(keeping.device, keeping.dtype, copy=not view, memory_format=torch.contiguous_format)
         kept = torch.nn.Parameter(kept, requires_grad=False)
         setattr(self._model.get_submodule(module_name), leaf, kept)
         if keeping.zero is not None:
-            self._shard_over_processes(kept, keeping.zero)
+            self._shard(kept, keeping.zero)
 
-    def _shard_over_processes(self, parameter: Any, config: dict[str, Any]) -> None:
+    def _shard(self, parameter: Any, zero: dict[str, Any]) -> None:
         """Keep this process's part of a parameter and let go of the rest, as DeepSpeed's engine would later."""
         if self._sharded is not None:
             self._sharded.convert_to_zero_parameters(param_list=[parameter])
             return
+        processes = self._keeping.processes
+        assert processes is not None
         deepspeed = import_deepspeed(parameter.device.type)
+        zero = fit_buffers(zero, self._largest, processes.data_world)
+        on_disk = zero.get("offload_param", {}).get("device") == "nvme"
         holder = torch.nn.Module()
         holder.weight = parameter
-        offload = config["zero_optimization"].get("offload_param", {})
         with quiet():
             deepspeed.zero.Init(
                 module=holder,
-                config_dict_or_path={"train_micro_batch_size_per_gpu": 1, **config},
-                remote_device="nvme" if offload.get("device") == "nvme" else None,
+                data_parallel_group=processes.data_group,
+                config_dict_or_path={
+                    "train_micro_batch_size_per_gpu": 1, **(self._keeping.config or {}), "zero_optimization": zero,
+                },
+                remote_device="nvme" if on_disk else None,
                 dtype=self._keeping.dtype,
-            )
+                mpu=ParallelUnit(processes) if processes.tensor_parallel > 1 else None,
+            )  # fmt: skip
         self._sharded = parameter

@@ -175,13 +175,13 @@ def _prepare(
     The prompts are made from the loaded backbone, and everything is in place before DeepSpeed's engine is built
     (the released code did both too late: identical rows, and an optimiser with stale weights).
     """
-    shards = (deepspeed_config or {}).get("zero_optimization", {}).get("stage") == 3
     backbone = load_backbone(
         settings.backbone,
         dtype=settings.dtype,
         device=processes.device,
         weights=settings.weights,
-        zero3=deepspeed_config if shards else None,
+        processes=processes,
+        deepspeed_config=deepspeed_config,
     )
     tokenizer = backbone.tokenizer()
     backbone.check_tokenizer(tokenizer)

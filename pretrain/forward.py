@@ -179,7 +179,8 @@ def deepspeed_module(
         )  # fmt: skip
         unit = ParallelUnit(processes)
     check_dtype(zero, str(backbone.model.dtype).removeprefix("torch."), processes.device.type)
-    largest = max(parameter.numel() for parameter in module.parameters())
+    # Sharded as they were loaded, they are empty here.
+    largest = max(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
     config["zero_optimization"] = fit_buffers(zero, largest, processes.data_world)
     config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
     deepspeed = import_deepspeed(processes.device.type)

@@ -123,10 +123,11 @@ class PretrainSettings(Settings):
             raise ValueError(
                 "export_step asks for a fixed step and patience stops before it; expected one of them"
             )
-        if self.weights != "full" and self.zero_stage == 3:
+        if self.weights != "full" and (self.zero_stage == 3 or (self.tensor_parallel or 1) > 1):
             raise ValueError(
-                f"weights is {self.weights} and zero_stage is 3, which cuts single weights over processes; "
-                "expected weights full, or zero_stage 0, where each process holds all of them"
+                f"weights is {self.weights}, zero_stage {self.zero_stage} and tensor_parallel {self.tensor_parallel or 1}; "
+                "quantised layers are not cut: expected weights full, or zero_stage 0 and tensor_parallel 1, where "
+                "each process holds all of them"
             )
         if self.weights == "fp8" and self.dtype != "bfloat16":
             raise ValueError(f"weights is fp8 and dtype is {self.dtype}; fp8 goes with bfloat16")

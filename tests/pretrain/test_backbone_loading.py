@@ -17,6 +17,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from corpora.common.errors import UserError
 from pretrain.backbone import load_backbone
+from pretrain.distributed import Processes
+from pretrain.tensor_parallel import CUT_AXES
 
 ROOT = Path(__file__).parents[2]
 SHARD = 25_000_000  # bytes at most, of the files of `sharded`
@@ -114,9 +116,9 @@ config = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold"
 backbone = None
 def zero3():
     global backbone
-    backbone = load_backbone(sys.argv[1], "bfloat16", zero3=config)
+    backbone = load_backbone(sys.argv[1], "bfloat16", processes=processes, deepspeed_config=config)
     return backbone.model
-load_backbone(sys.argv[2], zero3=config)
+load_backbone(sys.argv[2], processes=processes, deepspeed_config=config)
 found, model = over(zero3)
 whole = load_backbone(sys.argv[1], "bfloat16")
 names = dict(whole.model.named_parameters())
@@ -164,18 +166,19 @@ def test_every_weight_is_the_one_that_transformers_loads(sharded: Path, dtype: s
     assert ours.config.to_dict() == theirs.config.to_dict()
 
 
-def test_a_tensor_can_be_cut_before_it_leaves_its_file(backbone_dir: Path) -> None:
-    seen: list[str] = []
-
-    def half(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        seen.append(name)
-        return tensor[: len(tensor) // 2] if name.endswith(".q.weight") else tensor
-
+def test_a_process_that_shares_layers_reads_its_part_of_them(backbone_dir: Path) -> None:
     whole = load_backbone(backbone_dir).model.state_dict()
-    for name, tensor in load_backbone(backbone_dir, shard=half).model.state_dict().items():
-        rows = len(whole[name]) // 2 if name.endswith(".q.weight") else len(whole[name])
-        assert torch.equal(tensor, whole[name][:rows])
-    assert len(seen) == len(set(seen)) > 30
+    parts = [
+        load_backbone(backbone_dir, processes=Processes(rank, 2, torch.device("cpu"), 2)) for rank in range(2)
+    ]
+    assert parts[0].fingerprint == parts[1].fingerprint == load_backbone(backbone_dir).fingerprint
+    for name, tensor in whole.items():
+        one, two = (part.model.state_dict()[name] for part in parts)
+        axis = CUT_AXES.get(name.split(".")[-2])
+        assert torch.equal(torch.cat([one, two], axis) if axis is not None else one, tensor), name
+        assert one.is_contiguous() and one.untyped_storage().nbytes() == one.nbytes
+    with pytest.raises(UserError, match="tensor_parallel is 3"):
+        load_backbone(backbone_dir, processes=Processes(0, 3, torch.device("cpu"), 3))
 
 
 def test_an_old_bin_file_that_cannot_be_mapped_is_read(backbone_dir: Path, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 import pretrain.engine as engine
 import pretrain.step as step_module
-from corpora.common.errors import MachineError, Stopped, UserError
+from corpora.common.errors import Stopped, UserError
 from pretrain.artifact import load_prompt
 from pretrain.backbone import load_backbone
 from pretrain.checkpoint import checkpoint_path
 from pretrain.engine import pretrain
+from pretrain.groups import open_groups
 from pretrain.settings import ALL_FORMATS, PretrainSettings
 
 Make = Callable[..., PretrainSettings]
@@ -211,7 +212,7 @@ def test_a_group_without_improvement_leaves_the_job_and_the_others_go_on(
 
 
 @pytest.mark.defect(10)
-@pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
+@pytest.mark.parametrize("stop_after", [1, 2, 6, 9])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(settings: Make, stop_after: int) -> None:
     whole = settings(patience=2)
     pretrain(whole)
@@ -271,38 +272,55 @@ def test_another_backbone_under_the_same_name_is_refused(
     copy = tmp_path / "backbone"
     shutil.copytree(backbone_dir, copy)
     run = settings(backbone=str(copy))
+    before = load_backbone(run.backbone).fingerprint
     with pytest.raises(Stopped):
         pretrain(run, should_stop=lambda: True)
     tensors = load_file(copy / "model.safetensors")
     tensors["shared.weight"] += 1
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="begun with another backbone"):
+    now = load_backbone(run.backbone).fingerprint
+    with pytest.raises(
+        UserError, match=f"begun with another backbone {copy} .fingerprint {before[:12]}, now {now[:12]}"
+    ):
         pretrain(run)
 
 
-def test_a_loss_that_is_not_finite_names_step_examples_and_checkpoint(
-    settings: Make, monkeypatch: pytest.MonkeyPatch
+def test_another_corpus_at_the_same_place_is_refused(
+    settings: Make, tmp_path: Path, build_dir: Path, text_file: Path, tokenizer_dir: Path
 ) -> None:
-    run = settings(formats=["sentence_pair"], steps=8)
-    real, calls = step_module.example_losses, iter(range(1000))
+    """As when it is built anew, with another seed, between two starts."""
+    import shutil
 
-    def nan_from_the_fifth_step(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-        losses = real(logits, batch)
-        if next(calls) >= 4:
-            losses = losses * torch.where(torch.arange(len(losses)) == 0, torch.nan, 1.0)
-        return losses
+    from corpora.build import build
+    from corpora.build_settings import BuildSettings
 
-    monkeypatch.setattr(step_module, "example_losses", nan_from_the_fifth_step)
-    with pytest.raises(MachineError) as caught:
-        pretrain(run)
-    message = str(caught.value)
-    assert "not finite (sentence_pair examples " in message
-    assert message.startswith("step 5: ")
-    assert message.endswith(
-        f"the last good checkpoint is {run.out}/checkpoints/step-00000004; try a lower learning_rate, or dtype float32"
+    shutil.copytree(build_dir, tmp_path / "corpora")
+    run = settings(corpora=str(tmp_path / "corpora"), formats=["unified", "sentence_pair"])
+    with pytest.raises(Stopped):
+        pretrain(run, should_stop=lambda: True)
+    shutil.rmtree(tmp_path / "corpora")
+    build(
+        BuildSettings(
+            text=[str(text_file)],
+            tokenizer=str(tokenizer_dir),
+            out=str(tmp_path / "corpora"),
+            language="en",
+            seed=1,
+            formats=["unified", "sentence_pair"],
+        )
     )
-    last = max((run.out / "checkpoints").iterdir())
-    assert torch.isfinite(load_file(last / "state.safetensors")["best"]).all()
+    before, now = (
+        open_groups(settings(corpora=str(place), formats=["unified"]), load_backbone(run.backbone).tokenizer())[0]
+        .corpus.manifest_hash[:12]
+        for place in (build_dir, tmp_path / "corpora")
+    )  # fmt: skip
+    assert before != now
+    with pytest.raises(UserError) as refused:
+        pretrain(run)
+    assert refused.value.exit_code == 2
+    assert f"begun with another corpus {tmp_path}/corpora/unified (fingerprint {before}, now {now})" in str(
+        refused.value
+    )
 
 
 def test_only_two_checkpoints_stay(settings: Make) -> None:

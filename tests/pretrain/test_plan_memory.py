@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pretrain.backbone import Backbone
 from pretrain.devices import Fleet, known_devices, this_cpu
-from pretrain.plan_memory import FUSED, GROUPED, activation_bytes, decoder_bytes, memory, weight_bytes
+from pretrain.plan_memory import FILL, FUSED, GROUPED, activation_bytes, decoder_bytes, memory, weight_bytes
 from pretrain.shapes import Shape, find_shape, shape_of_config
 from pretrain.strategy import Strategy, Workload
 
@@ -146,7 +146,8 @@ H100 = Fleet(known_devices()["H100-80GB"], 2)
 @given(st.sampled_from(SHAPES), st.sampled_from(STRATEGIES), st.integers(200, 10**5), st.integers(1, 10**5))
 def test_more_tokens_never_take_less_memory(shape: Shape, strategy: Strategy, tokens: int, more: int) -> None:
     one, other = (memory(shape, H100, strategy, Workload(), size) for size in (tokens, tokens + more))
-    assert one.peak < other.peak
+    # A GPU fills micro-batches up, so a few tokens more may take nothing.
+    assert one.peak < other.peak or (one.peak == other.peak and more < FILL)
     assert one.weights == other.weights
 
 

@@ -16,6 +16,7 @@ from corpora.build_settings import BuildSettings
 from corpora.common.errors import UserError
 from pretrain.artifact import load_prompt
 from pretrain.backbone import Backbone, load_backbone
+from pretrain.distributed import Processes
 from pretrain.engine import pretrain
 from pretrain.prompts import insert_prompts
 from pretrain.quantise import (
@@ -261,7 +262,8 @@ def test_a_prompt_learns_on_quantised_weights_what_it_learns_on_whole_ones(
     ("changes", "message"),
     [
         ({"weights": "int4"}, "int8"),
-        ({"weights": "int8", "zero_stage": 3}, "weights is int8 and zero_stage is 3"),
+        ({"weights": "int8", "zero_stage": 3}, "weights is int8, zero_stage 3 and tensor_parallel 1"),
+        ({"weights": "nf4", "tensor_parallel": 2}, "quantised layers are not cut"),
         ({"weights": "fp8"}, "weights is fp8 and dtype is float32"),
     ],
 )
@@ -275,7 +277,14 @@ def test_what_this_machine_or_job_cannot_hold_is_refused_in_one_line(
 ) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(UserError, match="weights nf4 cannot be cut over processes"):
-        load_backbone(POCKET, weights="nf4", zero3={"zero_optimization": {"stage": 3}})
+        load_backbone(
+            POCKET,
+            weights="nf4",
+            processes=Processes(0, 2, cpu),
+            deepspeed_config={"zero_optimization": {"stage": 3}},
+        )
+    with pytest.raises(UserError, match="weights int8 cannot be cut over processes"):
+        load_backbone(POCKET, weights="int8", processes=Processes(0, 2, cpu, 2))
     with pytest.raises(UserError, match="fp8 go with dtype bfloat16, not float32"):
         load_backbone(POCKET, weights="fp8")
     with pytest.raises(UserError, match="multiples of 16"):
