@@ -18,7 +18,7 @@ from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.rendering import Rendered, ends
 from pretrain_data import VOCABULARY
-from pretrain_sides import PROMPT_LEN
+from pretrain_sides import PROMPT_LEN, pace_alone
 
 SENTINEL, LABELS = VOCABULARY - 29, (150, 2087, 4273)  # <extra_id_0> of T5's 32,100 ids; any three words
 # Tokens of a pair of news paragraphs: 271 on average with the prompt.
@@ -151,13 +151,14 @@ class Step:
             learning_rate=RATE, schedule="constant", **options,
         )  # fmt: skip
         self.options = ForwardOptions.of(self.settings, self.processes.device)
-        backbone = Backbone(random_model(shape, device, DTYPES[dtype], weights), "random")
+        backbone = Backbone(random_model(shape, device, DTYPES[dtype], weights), "random", weights=weights)
         self.net = PromptedBackbone(backbone, self.options).requires_grad_(False).eval()
         self.corpus: Any = DrawnCorpus()
         words: Any = _Words()
         self.group = Group(0, "sentence_pair", self.corpus, words, range(POOL), np.arange(8))
         tokenizer: Any = type("Padding", (), {"pad_id": 0})
         self._batcher = Batcher([self.group], self.settings, tokenizer, 0, self.processes.device)
+        self._pace = pace_alone(self.settings, self.processes)
         self.restart()
 
     def restart(self) -> None:
@@ -173,10 +174,11 @@ class Step:
         from pretrain.step import train_step
 
         settings = self.settings.model_copy(update={"batch_size": batch_size, "batch_tokens": batch_tokens})
-        sums_KS, _ = train_step(
-            self.net, self.bank, self._batcher, [self.group], number, settings, self.processes
+        update = train_step(
+            self.net, self.bank, self._batcher, [self.group], number, settings, self.processes, self._pace
         )
-        return float(sums_KS[0, 2] / sums_KS[0, 3])
+        assert not update.spoilt, f"losses are no numbers: {update.spoilt}"
+        return float(update.sums_KS[0, 2] / update.sums_KS[0, 3])
 
     def rows(self, number: int, batch_size: int) -> np.ndarray:
         """The examples of an update."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -15,6 +16,7 @@ import numpy as np
 from common_bench import seconds
 
 PROMPT_LEN = 100
+FIRST_BUDGET = 4096  # encoder tokens of our micro-batches in the check
 MOMENT = 0.06  # seconds over which a product is timed
 
 
@@ -103,10 +105,12 @@ class Ours:
         self._task = task
         self._settings = PretrainSettings(
             out=out, corpora=task.corpora, backbone=str(task.backbone), formats=[task.format],
-            prompt_len=PROMPT_LEN, batch_size=task.batch_size, **{"dtype": "bfloat16", **changes},
+            prompt_len=PROMPT_LEN, batch_size=task.batch_size, batch_tokens=FIRST_BUDGET,
+            **{"dtype": "bfloat16", **changes},
         )  # fmt: skip
         self._processes = start_processes(self._settings.device)
         self._job = _prepare(self._settings, None, self._processes)
+        self._pace = pace_alone(self._settings, self._processes)
         (group,) = self._job.groups
         fields = {one.name: getattr(group, one.name) for one in dataclasses.fields(group)}
         self._groups = [_chosen_rows()(**fields, chosen=np.array(task.rows))]
@@ -157,7 +161,20 @@ class Ours:
         from pretrain.step import train_step
 
         job = self._job
-        return train_step(job.net, job.bank, job.batcher, self._groups, step, settings, self._processes)[0]
+        update = train_step(
+            job.net, job.bank, job.batcher, self._groups, step, settings, self._processes, self._pace
+        )
+        assert not update.spoilt, f"losses are no numbers: {update.spoilt}"
+        return update.sums_KS
+
+
+def pace_alone(settings: Any, processes: Any) -> Any:
+    """The pace of a job of one process that nobody stops and nothing watches."""
+    from pretrain.pace import Pace
+    from pretrain.watchdog import Watchdog
+
+    watchdog = Watchdog(settings.out, settings.process_timeout)
+    return Pace(settings, processes, lambda: False, watchdog, time.monotonic())
 
 
 def _chosen_rows() -> type:

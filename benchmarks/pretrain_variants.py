@@ -86,10 +86,8 @@ def _one(step: Step, number: int, batch_size: int, budget: int) -> int:
     return int((lengths + PROMPT_LEN).sum())
 
 
-def _predicted(plan: Plan, budget: int, weights: str, step: Step) -> float | None:
+def _predicted(plan: Plan, budget: int, weights: str, step: Step) -> float:
     """What `ppt plan` expects the peak of allocated memory to be."""
-    if plan.device == "cpu":
-        return None
     from pretrain.devices import this_device
     from pretrain.plan import predict
     from pretrain.shapes import Shape
@@ -107,7 +105,8 @@ def _predicted(plan: Plan, budget: int, weights: str, step: Step) -> float | Non
         attended=float((lengths**2).sum() / lengths.sum()), longest=int(lengths.max()),
     )  # fmt: skip
     strategy = Strategy(weights=weights, checkpointing=step.options.checkpointing)
-    return float(predict(shape, this_device(True, 1)[0], strategy, budget, work).memory.allocated) / 1e9
+    device, _ = this_device(plan.device == "cuda", 1)
+    return float(predict(shape, device, strategy, budget, work).memory.allocated) / 1e9
 
 
 def peft(plan: Plan, fixed: bool, compiled: bool = False) -> dict[str, Any]:

@@ -108,6 +108,8 @@ def encode_packed(
 
 @functools.cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # One a filled-up size of a micro-batch; beyond torch's 8 it would go on uncompiled, with all scores in memory.
+    torch._dynamo.config.recompile_limit = 64
     compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
     return compiled
 

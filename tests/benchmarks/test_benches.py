@@ -41,6 +41,7 @@ def test_the_gpu_bench_runs_dry_without_a_gpu(tmp_path: Path) -> None:
     checks = found["raw"]["check"]
     assert checks["float32"]["ok"] and checks["grouped"]["ok"] and checks["checkpointing"]["ok"]
     assert found["ratios"]["tiny-gated/peft_fixed"] > 0
+    assert found["raw"]["ours"]["predicted_gb"] > 0 and len(found["raw"]["ours"]["losses"]) == 2
 
 
 @pytest.mark.torture
