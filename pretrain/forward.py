@@ -43,10 +43,17 @@ class ForwardOptions:
     def of(settings: PretrainSettings, device: torch.device) -> ForwardOptions:
         """What settings ask for, and on `device` the best of what they leave open.
 
-        A GPU computes with the fused kernel, and compiles unless layers are gathered or cut by hooks.
+        A GPU computes with the fused kernel, and compiles unless ZeRO 3 gathers layers by hooks.
+
+        Raises:
+            UserError: the fused kernel is asked for on a CPU.
         """
         on_gpu = device.type == "cuda"
         attention = settings.attention or ("flex" if on_gpu else "grouped")
+        if attention == "flex" and device.type == "cpu":
+            raise UserError(
+                "attention is flex, which has no way back on a CPU; leave it open, or take grouped"
+            )
         alone = settings.zero_stage != 3 and settings.deepspeed_config is None
         compiled = (on_gpu and alone) if settings.compiled is None else settings.compiled
         return ForwardOptions(attention, compiled, bool(settings.checkpointing))
@@ -111,11 +118,11 @@ def _padded(states_ND: torch.Tensor, lengths_B: NDArray[np.int64]) -> tuple[torc
     device, longest = states_ND.device, int(lengths_B.max())
     mask_BL = torch.from_numpy(np.arange(longest) < lengths_B[:, None])
     if bool(mask_BL.all()):
-        return states_ND.view(len(lengths_B), longest, -1), mask_BL.to(device)
-    places_N = mask_BL.flatten().nonzero()[:, 0].to(device)
+        return states_ND.view(len(lengths_B), longest, -1), mask_BL.to(device, non_blocking=True)
+    places_N = mask_BL.flatten().nonzero()[:, 0].to(device, non_blocking=True)
     # index_copy would keep the states for its way back.
     padded = states_ND.new_zeros(mask_BL.numel(), states_ND.shape[1]).index_put((places_N,), states_ND)
-    return padded.view(len(lengths_B), longest, -1), mask_BL.to(device)
+    return padded.view(len(lengths_B), longest, -1), mask_BL.to(device, non_blocking=True)
 
 
 def run_batch(
