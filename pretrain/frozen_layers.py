@@ -91,6 +91,44 @@ def _activated(dense: Any, gate: Tensor) -> Tensor:
     return activated
 
 
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T; keeps the parameter W itself. F.linear keeps a view of it, and with the view what ZeRO 3 has gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return grads[0] @ weight, None
+
+
+class FrozenLinear(torch.nn.Module):
+    """A linear layer without bias that keeps neither its input nor a gathered weight. [..., K] -> [..., M]."""
+
+    def __init__(self, weight_MK: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_MK
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`inputs` times the weight."""
+        outputs: Tensor = _FrozenProduct.apply(inputs, self.weight)
+        return outputs
+
+
+def freeze_linears(model: torch.nn.Module) -> None:
+    """Put a `FrozenLinear` of the same weight in the place of each linear layer: for ZeRO 3.
+
+    DeepSpeed's own remedy against kept weights (`memory_efficient_linear`) keeps every input instead.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.Linear and child.bias is None:
+                setattr(module, name, FrozenLinear(child.weight))
+
+
 def freeze_norms(model: torch.nn.Module) -> None:
     """Put a `FrozenNorm` of the same weight in the place of each of T5's layer norms."""
     for module in list(model.modules()):

@@ -16,7 +16,8 @@ from corpora.rendering import Rendered
 from pretrain import packed_encoder
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch, end_to_end, example_losses, pack_flat
-from pretrain.forward import ForwardOptions, PromptedBackbone
+from pretrain.distributed import start_processes
+from pretrain.forward import ForwardOptions, PromptedBackbone, deepspeed_module, run_batch
 from pretrain.packed_attention import make_runs
 
 P, VOCABULARY = 3, 60
@@ -155,6 +156,26 @@ def test_nothing_is_kept_for_gradients_of_weights_or_texts() -> None:
     by_width = sorted(tensor.shape[1] for tensor in kept if tensor.data_ptr() in inside)
     assert by_width == sorted([16, 1, 24, 16, 1, 16, 1, 24, 16, 1])
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_at_zero_3_no_more_is_kept_and_no_gathered_weight() -> None:
+    """One process gathers and lets go of weights as many do."""
+    processes, texts, linear = start_processes("cpu"), [[5] * 20, [6] * 25], torch.nn.functional.linear
+    found, gradients = [], []
+    for stage in (0, 3):
+        model, prompts_KPD = tiny("relu", dtype=torch.float32), drawn_prompts(torch.float32)
+        sizes = {parameter.shape for parameter in model.parameters() if parameter.ndim == 2}
+        zero = {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage else {})}
+        net = deepspeed_module(Backbone(model, "tiny"), {"zero_optimization": zero}, processes)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
+            (logits,) = run_batch(net, prompts_KPD, batch_of(texts, [[7], [8]], [0, 1]))
+        found.append(sorted(tensor.shape[1] for tensor in kept if tensor.ndim == 2 and len(tensor) == 51))
+        gradients.append(torch.autograd.grad(logits.square().sum(), prompts_KPD)[0])
+    assert found[1] == found[0]
+    assert not [tensor for tensor in kept if {tensor.shape, tensor.shape[::-1]} & sizes]
+    assert torch.nn.functional.linear is linear
+    torch.testing.assert_close(*gradients)
 
 
 def test_checkpointing_keeps_block_inputs_alone_and_changes_nothing() -> None:
