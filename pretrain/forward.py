@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
+from pretrain.devices import FILL
 from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, keep_freed_memory, quiet
 from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_linears, freeze_norms
@@ -21,8 +22,6 @@ from pretrain.packed_attention import Attend, grouped_attention
 from pretrain.packed_encoder import Insert, encode_packed
 from pretrain.settings import PretrainSettings
 from pretrain.tensor_parallel import make_tensor_parallel
-
-FILL = 1024  # tokens: a micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
 
 
 @dataclass(frozen=True)

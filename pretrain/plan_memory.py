@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from pretrain.devices import GIB, Device, Fleet
+from pretrain.devices import FILL, GIB, Device, Fleet
 from pretrain.shapes import Shape
 from pretrain.strategy import Strategy, Workload
 
-FILL = 1024  # tokens: forward.py fills micro-batches up to a multiple of it for the fused kernel
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered, as launch/zero/zero3.json says
 ZERO3_PREFETCH = 50_000_000  # and gathers ahead
 FILE = 5e9  # bytes of a file of weights where it cannot be looked at: transformers' shards for years

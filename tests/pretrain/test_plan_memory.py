@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.backbone import Backbone
-from pretrain.devices import Fleet, known_devices, this_cpu
-from pretrain.plan_memory import FILL, FUSED, GROUPED, activation_bytes, decoder_bytes, memory, weight_bytes
+from pretrain.devices import FILL, Fleet, known_devices, this_cpu
+from pretrain.plan_memory import FUSED, GROUPED, activation_bytes, decoder_bytes, memory, weight_bytes
 from pretrain.shapes import Shape, find_shape, shape_of_config
 from pretrain.strategy import Strategy, Workload
 
