@@ -64,7 +64,9 @@ def plain(
     """[B] losses of transformers' own forward, example by example."""
     losses = []
     for text, word, prompt in zip(texts, words, which, strict=True):
-        embeds = torch.cat([prompts_KPD[prompt], model.get_input_embeddings()(torch.tensor(text))])[None]
+        embeds = torch.cat(
+            [prompts_KPD[prompt], model.get_input_embeddings()(torch.tensor(text, dtype=torch.int64))]
+        )[None]
         decoder = torch.tensor([[0, 50, *word[:-1]]])
         logits = model(inputs_embeds=embeds, decoder_input_ids=decoder, use_cache=False).logits[0, 1:]
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(word)))
@@ -90,7 +92,7 @@ def packed(
 
 examples = st.lists(
     st.tuples(
-        st.lists(st.integers(1, 49), min_size=1, max_size=40),
+        st.lists(st.integers(1, 49), max_size=40),
         st.lists(st.integers(1, 49), min_size=1, max_size=3),
         st.integers(0, 1),
     ),
@@ -145,16 +147,18 @@ def test_an_example_sees_no_other_and_no_other_prompt() -> None:
     assert abs(float((second_B[0] - first_B[0]).detach())) > 1e-4
 
 
-def test_nothing_is_kept_for_gradients_of_weights_or_texts() -> None:
-    model = tiny("relu", dtype=torch.float32)
+@pytest.mark.parametrize(("projection", "middles"), [("relu", 1), ("gated-gelu", 2)])
+def test_nothing_is_kept_for_gradients_of_weights_or_texts(projection: str, middles: int) -> None:
+    model = tiny(projection, dtype=torch.float32)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         packed(model, drawn_prompts(torch.float32), [[5] * 20, [6] * 25], [[7], [8]], [0, 1])
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     inside = {tensor.data_ptr() for tensor in kept if tensor.shape[0] == 51 and tensor.ndim == 2} - weights
-    # Norms' inputs and scales (the first block's first reads prompts alone), relu's outputs; attention's own are wider.
+    # Norms' inputs and scales (the first block's first reads prompts alone), relu's outputs or what the gate reads; attention's own
+    # are wider.
     by_width = sorted(tensor.shape[1] for tensor in kept if tensor.data_ptr() in inside)
-    assert by_width == sorted([16, 1, 24, 16, 1, 16, 1, 24, 16, 1])
+    assert by_width == sorted([16, 1, *[24] * middles, 16, 1, 16, 1, *[24] * middles, 16, 1])
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -196,7 +200,8 @@ def test_checkpointing_keeps_block_inputs_alone_and_changes_nothing() -> None:
         found.append(torch.autograd.grad(losses_B.sum(), prompts_KPD)[0])
         sizes.append(kept[0])
     assert torch.equal(*found)
-    assert sizes[1] < 0.6 * sizes[0]
+    whole, inputs = sizes
+    assert inputs < 0.35 * whole
 
 
 def test_flex_attention_gives_the_losses_of_grouped_attention() -> None:
