@@ -192,22 +192,25 @@ def memory(
         decoder,
         prompts,
         buffers,
-        context_bytes(device, fleet.devices, activations + decoder),
+        context_bytes(device, fleet.devices, strategy, activations + decoder),
     )
 
 
-def context_bytes(device: Device, devices: int, passing: float) -> float:
+def context_bytes(device: Device, devices: int, strategy: Strategy, passing: float) -> float:
     """Bytes of the runtime, and of what lies between tensors.
 
     Args:
         device: the kind.
         devices: of the job.
+        strategy: checkpointing makes and frees each block twice; bitsandbytes is a library more.
         passing: bytes of what comes and goes with each micro-batch.
     """
     if device.is_cpu:
         # Python with torch, transformers and DeepSpeed; and what glibc keeps of freed pieces below 32 MB: 0.09 to 0.11 of
-        # a pass, measured with the shapes of T5 small and base.
-        return 0.6e9 + 0.10 * passing
+        # a pass, measured with the shapes of T5 small and base. Of a checkpointed pass, which is smaller, 0.4 to 0.7, and of
+        # bitsandbytes 0.12 GB, measured with T5 small.
+        libraries = 0.72e9 if strategy.weights in ("int8", "nf4") else 0.6e9
+        return libraries + (0.5 if strategy.checkpointing else 0.10) * passing
     nccl = 0.5 * GIB if devices > 1 else 0.0  # its channels' buffers; a guess to check
     return 0.6 * GIB + nccl + 0.05 * passing  # CUDA's context and kernels; fragments: a guess to check
 
