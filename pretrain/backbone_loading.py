@@ -19,7 +19,7 @@ from corpora.common.errors import UserError
 from corpora.common.progress import Progress
 from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
 from pretrain.fingerprint import ALIASES, TABLE
-from pretrain.offload import check_dtype, fit_buffers
+from pretrain.offload import check_dtype, fit_buffers, own_linears
 from pretrain.quantise import check_weights, is_quantised, quantised_linear
 from pretrain.settings import Weights
 from pretrain.tensor_parallel import check_degree, weight_part
@@ -184,7 +184,7 @@ class _Place:
         processes = self._keeping.processes
         assert processes is not None
         deepspeed = import_deepspeed(parameter.device.type)
-        zero = fit_buffers(zero, self._largest, processes.data_world)
+        zero = own_linears(fit_buffers(zero, self._largest, processes.data_world))
         on_disk = zero.get("offload_param", {}).get("device") == "nvme"
         holder = torch.nn.Module()
         holder.weight = parameter

@@ -15,6 +15,7 @@ from corpora.common.settings import read_yaml
 
 KNOWN = Path(__file__).with_name("devices.yaml")
 GIB = 2**30
+FILL = 1024  # tokens: a GPU's micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
 NETWORK = 50e9  # bytes a second between two machines: one port of 400 Gb/s, a guess
 CPU_RATE = 0.2e12  # operations a second and core, where nothing was measured; two cores with AMX gave 0.35e12 to 0.67e12
 

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
+from pretrain.devices import FILL
 from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, keep_freed_memory, quiet
 from pretrain.flex_packed import FlexAttention, round_up
-from pretrain.frozen_layers import freeze_norms
-from pretrain.offload import check_dtype, fit_buffers
+from pretrain.frozen_layers import freeze_linears, freeze_norms
+from pretrain.offload import check_dtype, fit_buffers, own_linears
 from pretrain.packed_attention import Attend, grouped_attention
 from pretrain.packed_encoder import Insert, encode_packed
 from pretrain.settings import PretrainSettings
 from pretrain.tensor_parallel import make_tensor_parallel
-
-FILL = 1024  # tokens: a micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,8 @@ def deepspeed_module(
         # refuses them without an optimiser of its own: what is left of them is stage 0.
         zero = {"stage": 0}
     module = PromptedBackbone(backbone, options).requires_grad_(False).eval()
+    if zero.get("stage") == 3:
+        freeze_linears(backbone.model)
     unit = None
     if processes.tensor_parallel > 1:
         # After all modules are in their places: it adds hooks to them.
@@ -190,7 +191,7 @@ def deepspeed_module(
     check_dtype(zero, str(backbone.model.dtype).removeprefix("torch."), processes.device.type)
     # Sharded as they were loaded, they are empty here.
     largest = max(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
-    config["zero_optimization"] = fit_buffers(zero, largest, processes.data_world)
+    config["zero_optimization"] = own_linears(fit_buffers(zero, largest, processes.data_world))
     config.setdefault("train_micro_batch_size_per_gpu", 1)  # asked for; micro-batches are cut by tokens
     deepspeed = import_deepspeed(processes.device.type)
     try:

@@ -1,7 +1,7 @@
 """T5's layers without weights of their own to learn: each keeps for the way back only what the prompt's gradient needs.
 
-On a GPU they are plain formulas that `torch.compile` fuses. On a CPU each has a backward of its own, in few passes: torch's
-`rms_norm` takes five times as long there in bfloat16.
+Where `torch.compile` runs they are plain formulas, which it fuses. Elsewhere the gate has a backward of its own that keeps less,
+and on a CPU the norm has one in few passes: torch's `rms_norm` takes five times as long there in bfloat16.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FrozenNorm(torch.nn.Module):
         return normed
 
 
-class _GatedGeluOnCpu(torch.autograd.Function):
+class _GatedGelu(torch.autograd.Function):
     """gelu(gate) x up; keeps the two, and not the gelu."""
 
     @staticmethod
@@ -76,8 +76,9 @@ def middle_of(dense: Any, normed: Tensor) -> Tensor:
     if not hasattr(dense, "wi_0"):
         return _activated(dense, dense.wi(normed))
     gate, up = dense.wi_0(normed), dense.wi_1(normed)
-    if gate.device.type == "cpu" and isinstance(dense.act, NewGELUActivation):
-        gated: Tensor = _GatedGeluOnCpu.apply(gate, up)
+    # torch.compile finds out by itself what it need not keep, and fuses the plain formula.
+    if isinstance(dense.act, NewGELUActivation) and not torch.compiler.is_compiling():
+        gated: Tensor = _GatedGelu.apply(gate, up)
         return gated
     return _activated(dense, gate) * up
 
@@ -89,6 +90,44 @@ def _activated(dense: Any, gate: Tensor) -> Tensor:
         return F.relu_(gate)  # of a linear layer's output, which nothing else reads
     activated: Tensor = dense.act(gate)
     return activated
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T; keeps the parameter W itself. F.linear keeps a view of it, and with the view what ZeRO 3 has gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return grads[0] @ weight, None
+
+
+class FrozenLinear(torch.nn.Module):
+    """A linear layer without bias that keeps neither its input nor a gathered weight. [..., K] -> [..., M]."""
+
+    def __init__(self, weight_MK: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight_MK
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`inputs` times the weight."""
+        outputs: Tensor = _FrozenProduct.apply(inputs, self.weight)
+        return outputs
+
+
+def freeze_linears(model: torch.nn.Module) -> None:
+    """Put a `FrozenLinear` of the same weight in the place of each linear layer: for ZeRO 3.
+
+    DeepSpeed's own remedy against kept weights (`memory_efficient_linear`) keeps every input instead.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.Linear and child.bias is None:
+                setattr(module, name, FrozenLinear(child.weight))
 
 
 def freeze_norms(model: torch.nn.Module) -> None:

@@ -47,6 +47,15 @@ def with_offload(
     return {**config, "zero_optimization": {**config["zero_optimization"], "offload_param": block}}
 
 
+def own_linears(zero: dict[str, Any]) -> dict[str, Any]:
+    """A ZeRO block that leaves torch's linear layers alone unless it says otherwise.
+
+    DeepSpeed's ZeRO 3 would replace `torch.nn.functional.linear`, for the whole process, by a function that keeps every
+    input for the weight's gradient; `frozen_layers.py` has layers for frozen weights.
+    """
+    return {"memory_efficient_linear": False, **zero} if zero.get("stage") == 3 else zero
+
+
 def fit_buffers(zero: dict[str, Any], largest: int, shards: int) -> dict[str, Any]:
     """A ZeRO block whose buffers for reading from NVMe hold a process's share of the largest weight.
 

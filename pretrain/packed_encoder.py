@@ -90,19 +90,21 @@ def encode_packed(
         compiled: run blocks through `torch.compile`; all but the first share one compilation.
         checkpointing: keep each block's input alone and compute the rest once more on the way back.
     """
-    run_block = flex_packed.compiled(_block) if compiled else _block
+    run_block: Callable[..., Tensor] = flex_packed.compiled(_block) if compiled else _block
+    first_block: Callable[..., Tensor] = _first_block
+    if checkpointing and torch.is_grad_enabled():
+        # transformers' own does nothing in eval mode.
+        run_block, first_block = _checkpointed(run_block), _checkpointed(first_block)
     first, *others = model.encoder.block
-    hidden = _first_block(first, texts_MD, prompts_XD, insert, attend)
+    hidden = first_block(first, texts_MD, prompts_XD, insert, attend)
     for block in others:
-        if checkpointing and torch.is_grad_enabled():
-            # transformers' own does nothing in eval mode.
-            hidden = checkpoint(
-                run_block, block, hidden, attend, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            hidden = run_block(block, hidden, attend)
+        hidden = run_block(block, hidden, attend)
     states: Tensor = model.encoder.final_layer_norm(hidden)
     return states
+
+
+def _checkpointed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def _first_block(block: Any, texts_MD: Tensor, prompts_XD: Tensor, insert: Insert, attend: Attend) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from corpora.common.errors import UserError
-from pretrain.devices import GIB, Device, Fleet
-from pretrain.plan_memory import FILL, Memory, host_bytes, memory
+from pretrain.devices import FILL, GIB, Device, Fleet
+from pretrain.plan_memory import Memory, host_bytes, memory
 from pretrain.plan_time import SHARE, Time, ceiling, micro_batch_time
 from pretrain.shapes import Shape
 from pretrain.strategy import Strategy, Workload, strategies

@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from pretrain.devices import GIB, Device, Fleet
+from pretrain.devices import FILL, GIB, Device, Fleet
 from pretrain.shapes import Shape
 from pretrain.strategy import Strategy, Workload
 
-FILL = 1024  # tokens: forward.py fills micro-batches up to a multiple of it for the fused kernel
 ZERO3_LIVE = 1_000_000_000  # weights that ZeRO 3 keeps gathered, as launch/zero/zero3.json says
 ZERO3_PREFETCH = 50_000_000  # and gathers ahead
 FILE = 5e9  # bytes of a file of weights where it cannot be looked at: transformers' shards for years
@@ -193,22 +192,25 @@ def memory(
         decoder,
         prompts,
         buffers,
-        context_bytes(device, fleet.devices, activations + decoder),
+        context_bytes(device, fleet.devices, strategy, activations + decoder),
     )
 
 
-def context_bytes(device: Device, devices: int, passing: float) -> float:
+def context_bytes(device: Device, devices: int, strategy: Strategy, passing: float) -> float:
     """Bytes of the runtime, and of what lies between tensors.
 
     Args:
         device: the kind.
         devices: of the job.
+        strategy: checkpointing makes and frees each block twice; bitsandbytes is a library more.
         passing: bytes of what comes and goes with each micro-batch.
     """
     if device.is_cpu:
         # Python with torch, transformers and DeepSpeed; and what glibc keeps of freed pieces below 32 MB: 0.09 to 0.11 of
-        # a pass, measured with the shapes of T5 small and base.
-        return 0.6e9 + 0.10 * passing
+        # a pass, measured with the shapes of T5 small and base. Of a checkpointed pass, which is smaller, 0.4 to 0.7, and of
+        # bitsandbytes 0.12 GB, measured with T5 small.
+        libraries = 0.72e9 if strategy.weights in ("int8", "nf4") else 0.6e9
+        return libraries + (0.5 if strategy.checkpointing else 0.10) * passing
     nccl = 0.5 * GIB if devices > 1 else 0.0  # its channels' buffers; a guess to check
     return 0.6 * GIB + nccl + 0.05 * passing  # CUDA's context and kernels; fragments: a guess to check
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.activations import NewGELUActivation
+
+from pretrain.frozen_layers import middle_of
 
 
 def encode(model: Any, embeds_BLD: Tensor, mask_BL: Tensor) -> Tensor:
@@ -160,16 +161,5 @@ def _attention(attention: Any, queries_BQD: Tensor, keys_BSD: Tensor, bias: Tens
 
 
 def _feed_forward(hidden: Tensor, layer: Any) -> Tensor:
-    dense, normed = layer.DenseReluDense, layer.layer_norm(hidden)
-    if hasattr(dense, "wi_0"):
-        middle = _activated(dense, dense.wi_0(normed)) * dense.wi_1(normed)
-    else:
-        middle = _activated(dense, dense.wi(normed))
-    return hidden + dense.wo(middle)
-
-
-def _activated(dense: Any, gate: Tensor) -> Tensor:
-    if isinstance(dense.act, NewGELUActivation):
-        return F.gelu(gate, approximate="tanh")  # the same formula in one kernel
-    activated: Tensor = dense.act(gate)
-    return activated
+    dense = layer.DenseReluDense
+    return hidden + dense.wo(middle_of(dense, layer.layer_norm(hidden)))
