@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save
 
-from corpora.common.errors import UserError
+from corpora.common.errors import PPTError, UserError
 from corpora.common.files import (
     atomic_folder,
     hash_file,
@@ -26,6 +26,9 @@ from corpora.common.files import (
     write_manifest,
 )
 from corpora.common.progress import say
+
+if TYPE_CHECKING:
+    from pretrain.distributed import Processes
 
 KEEP = 2  # checkpoints kept; each holds all that is needed, of prompts the best so far as well
 KIND = "pretraining_checkpoint"
@@ -161,3 +164,23 @@ def run_lock(out: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def job_lock(out: Path, processes: Processes) -> Iterator[None]:
+    """`run_lock` for all processes of a job: the first takes it, and none goes on before it has it.
+
+    Raises:
+        UserError: on every process, another job holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        refused: Exception | None = None
+        if processes.first:
+            try:
+                stack.enter_context(run_lock(out))
+            except (PPTError, OSError) as error:
+                refused = error
+        refused = processes.gather(refused)[0]
+        if refused is not None:
+            raise refused
+        yield
