@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save
 
-from corpora.common.errors import PPTError, UserError
+from corpora.common.errors import MachineError, PPTError, UserError
 from corpora.common.files import (
     atomic_folder,
     hash_file,
@@ -98,7 +98,11 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
 
 
 def spoilt(out: Path, step: int) -> str | None:
-    """Why a checkpoint cannot be gone on from: a file is missing, cut short or changed; None when it is sound."""
+    """Why a checkpoint cannot be gone on from: a file is missing, cut short or changed; None when it is sound.
+
+    Raises:
+        MachineError: it cannot be read.
+    """
     folder = checkpoint_path(out, step)
     try:
         sha256 = read_manifest(folder, KIND).get("sha256", {})
@@ -107,8 +111,11 @@ def spoilt(out: Path, step: int) -> str | None:
                 return f"{folder / name} is missing"
             if hash_file(folder / name) != sha256.get(name):
                 return f"{folder / name} was cut short or changed"
-    except (UserError, OSError, AttributeError) as error:
+    except (UserError, AttributeError, FileNotFoundError) as error:
         return str(error)
+    except OSError as error:  # the disk's fault says nothing of what is written there
+        reason = (error.strerror or str(error)).lower()
+        raise MachineError(f"cannot read {folder}: {reason}; nothing was changed, try again") from error
     return None
 
 
@@ -117,6 +124,7 @@ def sound_step(out: Path) -> int | None:
 
     Raises:
         UserError: there are checkpoints and all are spoilt.
+        MachineError: one cannot be read.
     """
     steps = saved_steps(out)
     for step in reversed(steps):
