@@ -283,7 +283,7 @@ def _leave_out(
     """
     state.skipped += 1
     where = "; ".join(
-        f"{name} examples {', '.join(map(str, rows))}" if rows else f"gradient of {name}"
+        f"{name} examples {', '.join(map(str, rows))}" if rows else f"gradient or logged sum of {name}"
         for name, rows in spoilt.items()
     )
     what = f"step {state.step + 1}: not finite ({where})"
@@ -372,7 +372,7 @@ def _say_what_runs(
         f"{settings.dtype}{held}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
         + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
-        + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")
+        + (f", backbone offloaded to {settings.offload}" if settings.offload not in (None, "none") else "")
     )
     if stage in (1, 2):
         say(
