@@ -13,7 +13,7 @@ from rich.table import Table
 from corpora.common.settings import load_settings
 from launch.launcher import PRESETS, config_path
 from pretrain.devices import GIB, Fleet, measure_cpu, parse_fleet, this_cpu, this_device
-from pretrain.plan import Plan, Prediction
+from pretrain.plan import Plan, Prediction, predict
 from pretrain.plan_run import plan_of
 from pretrain.plan_time import CEILING, FP8_GAIN, SHARE, ceiling
 from pretrain.settings import PretrainSettings
@@ -53,12 +53,15 @@ def plan_job(
     """
     fleet = parse_fleet(gpus) if gpus else _this_fleet()
     settings = _settings(backbone, config, overrides, fleet)
+    if gpus is None:
+        fleet = _this_fleet(settings.processes, settings.device == "cpu")
     shape = find_shape(settings.backbone)
+    share = SHARE if share is None else share
+    plan, work, source = plan_of(settings, shape, fleet, tokens, share)
     if fleet.device.is_cpu:
         whole = measure_cpu(settings.dtype)
         fleet = dataclasses.replace(fleet, device=this_cpu(fleet.per_machine, whole))
-    share = SHARE if share is None else share
-    plan, work, source = plan_of(settings, shape, fleet, tokens, share)
+        plan = _timed(plan, shape, fleet, work, share)
     assumptions = _assumptions(fleet, settings.dtype, share, work, source)
     value = {
         "backbone": shape.model_dump() | {"weights": shape.weights},
@@ -91,12 +94,24 @@ def _settings(
     return load_settings(PretrainSettings, path, [*overrides, *extra])
 
 
-def _this_fleet() -> Fleet:
+def _this_fleet(processes: int | None = None, cpu: bool = False) -> Fleet:
+    """What a run on this machine gets: `processes`, else one a GPU, or one on a CPU."""
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device, _ = this_device(count > 0, max(1, count))
-    return Fleet(device, max(1, count))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and not cpu else 0
+    count = processes or max(1, gpus)
+    device, _ = this_device(gpus > 0, count)
+    return Fleet(device, count)
+
+
+def _timed(plan: Plan, shape: Shape, fleet: Fleet, work: Workload, share: float) -> Plan:
+    """A plan with the times of a measured processor; its choices stay.
+
+    A run chooses by assumed rates, for a measurement, never twice the same, would let two starts choose differently.
+    """
+    best = [predict(shape, fleet, one.strategy, one.batch_tokens, work, share) for one in plan.best]
+    pick = None if plan.pick is None else best[plan.best.index(plan.pick)]
+    return dataclasses.replace(plan, best=best, pick=pick)
 
 
 def _assumptions(fleet: Fleet, dtype: str, share: float, work: Workload, source: str) -> list[str]:

@@ -42,7 +42,7 @@ def main() -> int:
     try:
         from corpora.common.settings import load_settings
         from launch.launcher import config_path, zero_config_path
-        from pretrain.offload import swap_removed, with_offload
+        from pretrain.offload import with_offload
         from pretrain.settings import (
             PretrainSettings,
             check_inputs,
@@ -64,16 +64,19 @@ def main() -> int:
             with lost_process():
                 settings = filled_in(settings)
                 json_path = settings.deepspeed_config or zero_config_path(settings.zero_stage or 0)
-                swap = (settings.offload or "none", settings.nvme_path, settings.out)
-                deepspeed_config = with_offload(read_deepspeed_config(json_path), *swap)
-                with swap_removed(*swap, first=arguments.local_rank == 0):
-                    pretrain(
-                        settings,
-                        deepspeed_config,
-                        lambda: bool(_stop_asked) or watchdog.stop_asked,
-                        watchdog,
-                        _began,
-                    )
+                deepspeed_config = with_offload(
+                    read_deepspeed_config(json_path),
+                    settings.offload or "none",
+                    settings.nvme_path,
+                    settings.out,
+                )
+                pretrain(
+                    settings,
+                    deepspeed_config,
+                    lambda: bool(_stop_asked) or watchdog.stop_asked,
+                    watchdog,
+                    _began,
+                )
             end_processes()
     except ENDINGS as error:
         return end(error, ended=lambda: bool(_stop_asked))

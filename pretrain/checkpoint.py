@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, PPTError, UserError
 from corpora.common.files import (
     atomic_folder,
     hash_file,
@@ -26,6 +26,9 @@ from corpora.common.files import (
     write_manifest,
 )
 from corpora.common.progress import say
+
+if TYPE_CHECKING:
+    from pretrain.distributed import Processes
 
 KEEP = 2  # checkpoints kept; each holds all that is needed, of prompts the best so far as well
 KIND = "pretraining_checkpoint"
@@ -95,7 +98,11 @@ def save_checkpoint(out: Path, checkpoint: Checkpoint) -> Path:
 
 
 def spoilt(out: Path, step: int) -> str | None:
-    """Why a checkpoint cannot be gone on from: a file is missing, cut short or changed; None when it is sound."""
+    """Why a checkpoint cannot be gone on from: a file is missing, cut short or changed; None when it is sound.
+
+    Raises:
+        MachineError: it cannot be read.
+    """
     folder = checkpoint_path(out, step)
     try:
         sha256 = read_manifest(folder, KIND).get("sha256", {})
@@ -104,8 +111,11 @@ def spoilt(out: Path, step: int) -> str | None:
                 return f"{folder / name} is missing"
             if hash_file(folder / name) != sha256.get(name):
                 return f"{folder / name} was cut short or changed"
-    except (UserError, OSError, AttributeError) as error:
+    except (UserError, AttributeError, FileNotFoundError) as error:
         return str(error)
+    except OSError as error:  # the disk's fault says nothing of what is written there
+        reason = (error.strerror or str(error)).lower()
+        raise MachineError(f"cannot read {folder}: {reason}; nothing was changed, try again") from error
     return None
 
 
@@ -114,6 +124,7 @@ def sound_step(out: Path) -> int | None:
 
     Raises:
         UserError: there are checkpoints and all are spoilt.
+        MachineError: one cannot be read.
     """
     steps = saved_steps(out)
     for step in reversed(steps):
@@ -161,3 +172,23 @@ def run_lock(out: Path) -> Iterator[None]:
         ) from error
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def job_lock(out: Path, processes: Processes) -> Iterator[None]:
+    """`run_lock` for all processes of a job: the first takes it, and none goes on before it has it.
+
+    Raises:
+        UserError: on every process, another job holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        refused: Exception | None = None
+        if processes.first:
+            try:
+                stack.enter_context(run_lock(out))
+            except (PPTError, OSError) as error:
+                refused = error
+        refused = processes.gather(refused)[0]
+        if refused is not None:
+            raise refused
+        yield

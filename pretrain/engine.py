@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from pretrain.backbone import Backbone, load_backbone
 from pretrain.checkpoint import (
     checkpoint_path,
     drop_spoilt,
+    job_lock,
     last_good,
     load_checkpoint,
-    run_lock,
     save_checkpoint,
     sound_step,
 )
@@ -32,6 +33,7 @@ from pretrain.evaluation import Score, evaluate
 from pretrain.forward import ForwardOptions, deepspeed_module
 from pretrain.groups import Batcher, Group, open_groups
 from pretrain.metrics import Metrics
+from pretrain.offload import swap_removed
 from pretrain.pace import Pace
 from pretrain.plan_run import filled_in
 from pretrain.prompts import PromptBank, check_prompts_train, init_prompt
@@ -88,8 +90,9 @@ def pretrain(
     pace = Pace(settings, processes, should_stop, watchdog, began)
 
     with contextlib.ExitStack() as stack:
-        if processes.first:
-            stack.enter_context(run_lock(out))
+        stack.enter_context(job_lock(out, processes))  # before anything is loaded, written or removed
+        local_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        stack.enter_context(swap_removed(settings.offload or "none", settings.nvme_path, out, local_first))
         watchdog.at(0, "loading")
         job = _prepare(settings, deepspeed_config, processes)
         bank, state = job.bank, job.state
@@ -280,7 +283,7 @@ def _leave_out(
     """
     state.skipped += 1
     where = "; ".join(
-        f"{name} examples {', '.join(map(str, rows))}" if rows else f"gradient of {name}"
+        f"{name} examples {', '.join(map(str, rows))}" if rows else f"gradient or logged sum of {name}"
         for name, rows in spoilt.items()
     )
     what = f"step {state.step + 1}: not finite ({where})"
@@ -369,7 +372,7 @@ def _say_what_runs(
         f"{settings.dtype}{held}, ZeRO {stage}, {processes.world} process{'es' if processes.world > 1 else ''} "
         f"on {processes.device.type}"
         + (f", {processes.tensor_parallel} share each layer" if processes.tensor_parallel > 1 else "")
-        + (f", backbone offloaded to {settings.offload}" if settings.offload != "none" else "")
+        + (f", backbone offloaded to {settings.offload}" if settings.offload not in (None, "none") else "")
     )
     if stage in (1, 2):
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ import numpy as np
 
 from corpora.common.errors import UserError
 from corpora.common.progress import say
-from corpora.common.settings import read_yaml
-from pretrain.devices import Fleet, this_device
+from corpora.common.settings import make_settings, read_yaml
+from pretrain.devices import Device, Fleet, this_device
 from pretrain.plan import Plan, make_plan
 from pretrain.plan_time import SHARE
 from pretrain.settings import PLANNED_KEYS, PretrainSettings, read_deepspeed_config
@@ -107,7 +108,7 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
     """Settings with what they leave open filled in: as the run had it, or from a plan for the job's devices.
 
     All processes of a job call it and get the same. A run that goes on keeps what it was begun with, unless the number of
-    processes has changed.
+    processes has changed, or a setting that is not open any more.
 
     Raises:
         UserError: nothing that the settings leave open fits the devices; says what would.
@@ -119,33 +120,48 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
 
     # The watchdog names who is silent; this ends what even it does not see, and loading may take much longer.
     processes = start_processes(settings.device, timeout=3 * settings.process_timeout)
-    recorded = settings.out / "config.yaml"
-    if recorded.exists():
-        before = read_yaml(recorded)
-        if before.get("planned_for") == processes.world:
-            return settings.model_copy(update={key: before.get(key) for key in [*open_keys, "planned_for"]})
-    fleet, assumed = _fleet(processes)
-    plan, _, _ = plan_of(settings, find_shape(settings.backbone), fleet)
-    if plan.pick is None:
-        raise UserError(plan.why + (f"; {plan.hint}" if plan.hint else ""))
-    for line in (assumed, f"plan: {plan.why}", plan.hint):
-        if line:
-            say(line)
-    chosen = plan.pick.settings()
-    return settings.model_copy(
-        update={**{key: chosen[key] for key in open_keys}, "planned_for": processes.world}
+    chosen = processes.gather(_recorded(settings, processes.world))[0]
+    if chosen is None:
+        fleet, assumed = _fleet(processes)
+        plan, _, _ = plan_of(settings, find_shape(settings.backbone), fleet)
+        # One plan for all, the first process's: devices or corpora that differ would lead to others.
+        pick, why, hint = processes.gather((plan.pick and plan.pick.settings(), plan.why, plan.hint))[0]
+        if pick is None:
+            raise UserError(why + (f"; {hint}" if hint else ""))
+        for line in (assumed, f"plan: {why}", hint):
+            if line:
+                say(line)
+        chosen = {key: pick[key] for key in PLANNED_KEYS}
+    values = (
+        settings.model_dump() | {key: chosen[key] for key in open_keys} | {"planned_for": processes.world}
     )
+    if values["offload"] != "nvme":
+        values["nvme_path"] = None  # it may be set for a plan that does without
+    return make_settings(PretrainSettings, values, "the plan")
+
+
+def _recorded(settings: PretrainSettings, world: int) -> dict[str, Any] | None:
+    """What an earlier start in the run's folder was planned to do; None where that does not go with what is set now."""
+    path = settings.out / "config.yaml"
+    before = read_yaml(path) if path.exists() else {}
+    now = settings.model_dump(mode="json")
+    fits = (
+        before.get("planned_for") == world
+        and all(now[key] in (None, before.get(key)) for key in PLANNED_KEYS)
+        and now["deepspeed_config"] == before.get("deepspeed_config")
+        and (before.get("offload") != "nvme" or now["nvme_path"] is not None)
+    )
+    return {key: before.get(key) for key in PLANNED_KEYS} if fits else None
 
 
 def _fleet(processes: Processes) -> tuple[Fleet, str | None]:
-    """The job's devices, the same answer on every process: the smallest memory counts."""
-    import dataclasses
-
+    """The job's devices, the same answer on every process: the first one's, but the smallest memory counts."""
     # DeepSpeed's launcher says how many processes share this machine; without it all do.
     local = int(os.environ.get("LOCAL_SIZE", processes.world))
     device, assumed = this_device(processes.device.type == "cuda", local)
-    found = processes.gather((device.memory, device.host_memory or 0.0, local))
-    first: tuple[float, float, int] = found[0]
-    memory, host = min(one[0] for one in found), min(one[1] for one in found)
+    found: list[tuple[Device, int, str | None]] = processes.gather((device, local, assumed))
+    device, local, assumed = found[0]
+    memory = min(one.memory for one, _, _ in found)
+    host = min(one.host_memory or 0.0 for one, _, _ in found)
     device = dataclasses.replace(device, memory=memory, host_memory=host or None)
-    return Fleet(device, first[2], max(1, processes.world // first[2])), assumed
+    return Fleet(device, local, max(1, processes.world // local)), assumed

@@ -26,7 +26,7 @@ class Update:
             gradient norm.
         stop: whether any process is to stop.
         spoilt: empty; or, where a loss or gradient is no number and nothing was updated, the rows of each group's
-            corpus whose loss it is, and no rows for a group of which only the gradient is.
+            corpus whose loss it is, and no rows for a group of which only the gradient or a logged sum is.
     """
 
     sums_KS: torch.Tensor
@@ -85,8 +85,9 @@ def train_step(
     grad.copy_(grads.view_as(grad))
     sums_KS = sums.view_as(sums_KS)
     stop = pace.read(tail, step)
-    if not bool(torch.isfinite(message).all()):
-        return Update(torch.zeros(k, 5), stop, _spoilt(seen, active, grad, processes))
+    finite_K = torch.isfinite(grad).flatten(1).all(1) & torch.isfinite(sums_KS).all(1)
+    if not bool(finite_K.all()):
+        return Update(torch.zeros(k, 5), stop, _spoilt(seen, active, finite_K, processes))
     active_K = torch.zeros(k, dtype=torch.bool, device=processes.device)
     active_K[[group.index for group in active]] = True
     scale_K = torch.full((k,), learning_rate_scale(settings, step), device=processes.device)
@@ -123,10 +124,10 @@ def _measured(
 def _spoilt(
     seen: Sequence[tuple[torch.Tensor, Work]],
     active: Sequence[Group],
-    grad_KPD: torch.Tensor,
+    finite_K: torch.Tensor,
     processes: Processes,
 ) -> dict[str, list[int]]:
-    """Which examples have a loss that is no number, or which groups a gradient; every process must call it."""
+    """Which examples have a loss that is no number, else which groups a gradient or sum; every process must call it."""
     mine = []
     for losses_B, work in seen:
         for place in torch.nonzero(~torch.isfinite(losses_B))[:, 0].tolist():
@@ -134,6 +135,5 @@ def _spoilt(
     bad = sorted({pair for some in processes.gather(mine) for pair in some})
     found = {group.name: [row for index, row in bad if index == group.index] for group in active}
     if not bad:
-        finite_K = torch.isfinite(grad_KPD).flatten(1).all(1).tolist()
-        return {group.name: [] for group in active if not finite_K[group.index]} or found
+        return {group.name: [] for group in active if not finite_K[group.index]}
     return {name: rows for name, rows in found.items() if rows}

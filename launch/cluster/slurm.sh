@@ -5,7 +5,8 @@
 #
 # Submit it where the virtual environment's commands are on the path. Nodes need a shared file system and no ssh.
 # A job that is stopped (time limit, preemption) saves, ends with exit code 75 and is queued again; it goes on from its
-# checkpoint with the same result. Wrong input (2) and failures (1) are not queued again.
+# checkpoint with the same result. Wrong input (2) is never queued again, another failure only after the signal to stop: it
+# may be the stop's own doing, such as a node that was killed before it had saved.
 #SBATCH --job-name=ppt-pretrain
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

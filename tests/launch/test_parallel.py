@@ -98,7 +98,7 @@ def prompts(out: Path) -> torch.Tensor:
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if "loss" in key or key == "grad_norm"}
+    return {key: value for key, value in row.items() if "loss" in key or key == "gradient_norm"}
 
 
 def same_run(one: Path, other: Path, start: torch.Tensor) -> None:
@@ -106,6 +106,7 @@ def same_run(one: Path, other: Path, start: torch.Tensor) -> None:
     apart = 0.0
     for a, b in zip(rows(one), rows(other), strict=True):
         assert figures(a).keys() == figures(b).keys()
+        assert a["split"] != "train" or "gradient_norm" in figures(a)
         apart = max(apart, *(abs(figures(b)[key] / value - 1) for key, value in figures(a).items()))
     moved = (prompts(one) - start).flatten(1).norm(dim=1)
     assert bool((moved > 0.2 * start.flatten(1).norm(dim=1)).all())
@@ -125,7 +126,10 @@ def check(
 
 @pytest.mark.parametrize(
     "processes, overrides",
-    [(4, ["tensor_parallel=2"]), (2, ["zero_stage=3", "offload=cpu"])],
+    [
+        (4, ["tensor_parallel=2", "checkpointing=true"]),
+        (2, ["zero_stage=3", "offload=cpu", "checkpointing=true"]),
+    ],
 )
 def test_processes_that_share_the_backbone_learn_what_one_learns(
     launch: Any, config: Path, alone: Path, start: torch.Tensor, processes: int, overrides: list[str]

@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
+import launch.plan_command as plan_command
 from corpora.common.errors import UserError
+from corpora.common.settings import load_settings
 from launch.launcher import PRESETS
 from launch.plan_command import plan_job
+from pretrain.devices import Fleet, this_cpu
+from pretrain.plan_run import plan_of
+from pretrain.settings import PretrainSettings
+from pretrain.shapes import find_shape
 
 PPT = str(Path(sys.executable).with_name("ppt"))
 
@@ -67,6 +73,23 @@ def test_this_machines_processor_is_measured() -> None:
     value, _ = planned("google/t5-v1_1-small", "2xCPU", "dtype=float32")
     assert any("(measured)" in line for line in value["assumptions"])
     assert value["pick"]["fits"]
+
+
+def test_on_this_machine_it_plans_the_runs_processes_and_picks_what_the_run_picks_however_fast_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["device=cpu", "processes=2", f"out={tmp_path}", "dtype=float32"]
+    picks = []
+    for rate in (1e9, 1e15):
+        monkeypatch.setattr(plan_command, "measure_cpu", lambda dtype, rate=rate: rate)
+        value, _ = plan_job("google/t5-v1_1-small", None, None, overrides)
+        assert value["devices"]["count"] == 2
+        picks.append(value["pick"])
+    run = load_settings(PretrainSettings, None, [*overrides, "backbone=google/t5-v1_1-small", "corpora=none"])
+    chosen, _, _ = plan_of(run, find_shape(run.backbone), Fleet(this_cpu(2), 2))
+    assert chosen.pick is not None
+    assert picks[0]["settings"] == picks[1]["settings"] == chosen.pick.settings()
+    assert picks[0]["hours"] > picks[1]["hours"]
 
 
 def test_lengths_and_share_may_be_given() -> None:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from corpora.common.rng import generator
 from corpora.common.settings import load_settings
-from pretrain.checkpoint import checkpoint_path, saved_steps
+from pretrain.checkpoint import checkpoint_path, run_lock, saved_steps
+from pretrain.offload import swap_folder
 from pretrain.settings import ALL_FORMATS, PretrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -168,6 +169,26 @@ def test_wrong_input_that_only_the_processes_can_see_is_one_line_and_exit_code_2
     assert reason == 'ppt: "vocabluary" is no initialisation of a prompt; did you mean "vocabulary"?'
     assert all(line.startswith("plan: ") for line in before)
     assert [path.name for path in job.out.rglob("*")] == [".lock"]
+
+
+def test_a_second_start_of_a_running_job_ends_all_its_processes_and_leaves_the_first_ones_weights(
+    config: Path, new_job: Run
+) -> None:
+    out, disk = config.parent / "twice", config.parent / "disk"
+    disk.mkdir()
+    weight = swap_folder(disk, out) / "weight.swp"
+    weight.parent.mkdir()
+    weight.write_bytes(b"of the first job")
+    command = [str(Path(sys.executable).parent / "ppt"), "pretrain", str(config), f"out={out}", "processes=2"]
+    overrides = ["zero_stage=3", "offload=nvme", f"nvme_path={disk}", "dtype=bfloat16"]
+    with run_lock(out):
+        # It ends before DeepSpeed's operator is needed: a machine that cannot compile it will do.
+        code, text = new_job([*command, *overrides], out, env={"CXX": "true"}).wait()
+    assert code == 2, text
+    *before, reason = text.splitlines()
+    assert reason == f"ppt: another job is running in {out}; wait for it, stop it or choose another out"
+    assert all(line.startswith("plan: ") for line in before)
+    assert weight.read_bytes() == b"of the first job"
 
 
 def test_other_settings_in_a_runs_folder_are_refused_before_anything_starts(launch: Run, whole: Path) -> None:

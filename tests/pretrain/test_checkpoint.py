@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from corpora.common.errors import Stopped, UserError
+from corpora.common.errors import MachineError, Stopped, UserError
 from pretrain.checkpoint import checkpoint_path, saved_steps, sound_step, spoilt
 from pretrain.engine import pretrain
 from pretrain.settings import PretrainSettings
@@ -90,6 +90,19 @@ def test_with_no_whole_checkpoint_left_the_run_says_what_to_do(
     shutil.rmtree(run.out / "checkpoints")  # as it says
     pretrain(run)
     assert (run.out / "metrics.jsonl").read_bytes() == (whole.out / "metrics.jsonl").read_bytes()
+
+
+def test_a_disk_that_cannot_be_read_spoils_no_checkpoint(
+    stopped: tuple[PretrainSettings, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(stopped[1], tmp_path / "run")
+    file = checkpoint_path(tmp_path / "run", 5) / "state.safetensors"
+    file.unlink()
+    file.mkdir()  # opens with an error of the system, for root too
+    with pytest.raises(
+        MachineError, match=r"cannot read .*step-00000005: is a directory; nothing was changed"
+    ):
+        sound_step(tmp_path / "run")
 
 
 def test_a_run_without_checkpoints_begins_at_the_start(tmp_path: Path) -> None:

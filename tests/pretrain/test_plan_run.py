@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import pretrain.plan_run as plan_run
@@ -67,6 +69,26 @@ def test_a_run_that_goes_on_keeps_its_plan_unless_the_number_of_processes_change
     assert filled_in(settings(batch_tokens=None)).batch_tokens == begun.batch_tokens
 
 
+def test_a_key_set_now_that_differs_from_the_recorded_plan_makes_a_new_one(settings: Make) -> None:
+    begun = filled_in(settings(batch_tokens=None))
+    write_config(begun, zero_stage=3, offload="cpu", batch_tokens=1500)
+    same = filled_in(settings(batch_tokens=None, zero_stage=3))
+    assert (same.zero_stage, same.offload, same.batch_tokens) == (3, "cpu", 1500)
+    other = filled_in(settings(batch_tokens=None, zero_stage=0))
+    assert (other.zero_stage, other.offload, other.batch_tokens) == (0, "none", begun.batch_tokens)
+
+
+def test_a_recorded_plan_that_no_settings_would_allow_is_refused(settings: Make) -> None:
+    write_config(filled_in(settings(batch_tokens=None)), zero_stage=0, offload="cpu")
+    with pytest.raises(UserError, match="the plan: offload is cpu, which fills in the preset of ZeRO 3"):
+        filled_in(settings(batch_tokens=None))
+
+
+def test_a_plan_that_does_without_the_disk_lets_its_folder_go(settings: Make, tmp_path: Path) -> None:
+    after = filled_in(settings(nvme_path=str(tmp_path)))
+    assert (after.offload, after.nvme_path) == ("none", None)
+
+
 def test_the_plan_stands_in_the_runs_config_and_the_run_ends_like_one_that_was_told(settings: Make) -> None:
     from safetensors.torch import load_file
 
@@ -111,16 +133,44 @@ def test_too_small_gpus_share_the_backbone_by_default(
     assert filled_in(xxl.model_copy(update={"zero_stage": 3})).tensor_parallel == 1
 
 
-def test_the_smallest_memory_of_all_processes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+class Two(Processes):
+    """One of two processes whose other one is on another device; `gather` is in the order of ranks."""
 
-    class Two(Processes):
-        def gather(self, value: Any) -> list[Any]:
-            return [value, (1e9, *value[1:])]
+    def __init__(self, rank: int, other: Any) -> None:
+        super().__init__(rank, 2, torch.device("cpu"))
+        object.__setattr__(self, "others", list(other))
 
+    def gather(self, value: Any) -> list[Any]:
+        other = self.others.pop(0)  # type: ignore[attr-defined]
+        return [value, other] if self.first else [other, value]
+
+
+def test_processes_on_different_devices_get_the_first_ones_with_the_smallest_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LOCAL_SIZE", "1")
-    fleet, _ = plan_run._fleet(Two(0, 2, torch.device("cpu")))
-    assert (fleet.device.memory, fleet.per_machine, fleet.machines) == (1e9, 1, 2)
+    h100, l4 = known_devices()["H100-80GB"], known_devices()["L4-24GB"]
+    fleets = []
+    for rank, (mine, other) in enumerate([(h100, l4), (l4, h100)]):
+        monkeypatch.setattr(plan_run, "this_device", lambda on_gpu, local, mine=mine: (mine, mine.kind))
+        fleets.append(plan_run._fleet(Two(rank, [(other, 1, other.kind)])))
+    assert fleets[0] == fleets[1] == (Fleet(replace(h100, memory=l4.memory), 1, 2), "H100-80GB")
+
+
+def test_processes_on_different_devices_take_the_first_ones_plan(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second alone would come to another: its corpora are not those of the first."""
+    import pretrain.distributed as distributed
+
+    first = {
+        "zero_stage": 3, "tensor_parallel": 1, "offload": "none", "checkpointing": True, "batch_tokens": 1234,
+    }  # fmt: skip
+    h100 = known_devices()["H100-80GB"]
+    second = Two(1, [None, (h100, 2, None), (first, "why", None)])
+    monkeypatch.setattr(distributed, "start_processes", lambda *_, **__: second)
+    after = filled_in(settings(batch_tokens=None))
+    assert {key: getattr(after, key) for key in PLANNED_KEYS} == first
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,14 @@ from safetensors.torch import load_file
 
 import pretrain.engine as engine
 from corpora.common.errors import MachineError, Stopped
+from corpora.common.settings import save_settings
 from corpora.tokenizer import Tokenizer
 from pretrain.checkpoint import checkpoint_path, saved_steps
+from pretrain.distributed import Processes
 from pretrain.engine import pretrain
 from pretrain.groups import Group, open_groups
 from pretrain.settings import PretrainSettings
+from pretrain.step import _spoilt
 
 Make = Callable[..., PretrainSettings]
 NAME = "sentence_pair"
@@ -150,6 +156,36 @@ def test_a_run_that_skips_goes_on_to_the_same_bytes_and_so_does_one_that_stopped
     for other in (killed, ended):
         for file in ("metrics.jsonl", "finished.json", f"prompts/{NAME}/prompt.safetensors"):
             assert (other.out / file).read_bytes() == (whole.out / file).read_bytes(), file
+
+
+def test_two_processes_of_which_one_overflows_both_skip_and_learn_what_one_process_learns(
+    bad: tuple[PretrainSettings, dict[int, list[int]]],
+) -> None:
+    alone, where = bad
+    both = alone.model_copy(update={"out": Path(f"{alone.out}-both"), "processes": 2})
+    config = both.out.with_suffix(".yaml")
+    save_settings(config, both)
+    command = [str(Path(sys.executable).with_name("ppt")), "pretrain", str(config)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pretrain(alone)
+    assert [row["step"] for row in skipped(both.out)] == [row["step"] for row in skipped(alone.out)]
+    for row in skipped(both.out):
+        assert row["format"] == NAME and set(where[row["step"]]) <= set(row["rows"])
+    one, other = (load_file(checkpoint_path(run.out, STEPS) / "state.safetensors") for run in (alone, both))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert (tensor - other[name]).abs().max() <= 1e-3 * tensor.abs().max(), name
+
+
+def test_where_only_a_logged_sum_overflows_no_other_group_is_blamed(
+    settings: Make, tokenizer: Tokenizer
+) -> None:
+    groups = open_groups(settings(formats=[NAME, "unified"]), tokenizer)
+    alone = Processes(0, 1, torch.device("cpu"))
+    assert _spoilt([], groups, torch.tensor([True, False]), alone) == {"unified": []}
 
 
 def test_too_many_in_a_row_end_the_run_all_the_same(
