@@ -160,9 +160,7 @@ def start_processes(device: str, tensor_parallel: int = 1, timeout: float = 1800
     accelerator = deepspeed.get_accelerator()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     on_cpu = accelerator.device_name() == "cpu"
-    if on_cpu:
-        keep_freed_memory()
-    else:
+    if not on_cpu:
         accelerator.set_device(local_rank)
     where = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
     if not deepspeed.comm.is_initialized():

@@ -74,10 +74,11 @@ def right_answers(
     for index in np.unique(work.groups):
         group = groups[int(index)]
         here = np.flatnonzero(work.groups == index)
-        where_B = torch.from_numpy(here).to(logits_BTV.device)
-        words_C = torch.tensor([ids[0] for ids in group.verbalizer.ids], device=logits_BTV.device)
+        where_B = torch.from_numpy(here).to(logits_BTV.device, non_blocking=True)
+        words_C = torch.tensor([ids[0] for ids in group.verbalizer.ids])
+        words_C = words_C.to(logits_BTV.device, non_blocking=True)
         scores_BC = logits_BTV[where_B, 0][:, words_C].float()
-        choices_B = torch.from_numpy(group.n_labels(work.rows[here])).to(logits_BTV.device)
+        choices_B = torch.from_numpy(group.n_labels(work.rows[here])).to(logits_BTV.device, non_blocking=True)
         beyond_BC = torch.arange(len(words_C), device=logits_BTV.device) >= choices_B[:, None]
         best_B = scores_BC.masked_fill(beyond_BC, -torch.inf).argmax(-1)
         right_B[where_B] = best_B == batch.labels_B[where_B]

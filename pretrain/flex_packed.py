@@ -44,7 +44,7 @@ class FlexAttention:
         lengths = np.append(lengths_B, tokens - lengths_B.sum())
         device = self.bias_HR.device
         self.example_N = torch.from_numpy(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)).to(
-            device
+            device, non_blocking=True
         )
         self.mask = _block_mask(lengths, device, self._same)
 
@@ -61,7 +61,7 @@ class FlexAttention:
 
         # Within a compiled block it is fused with it; by itself it is compiled where there is a kernel for it.
         alone = query_NI.device.type != "cpu" and not torch.compiler.is_compiling()
-        fused: Any = _fused() if alone else flex_attention
+        fused: Any = compiled(flex_attention) if alone else flex_attention
         mixed: Tensor = fused(query, key, value, score_mod=biased, block_mask=self.mask, scale=1.0)
         return mixed.transpose(1, 2).reshape(query_NI.shape)
 
@@ -70,9 +70,13 @@ class FlexAttention:
 
 
 @functools.cache
-def _fused() -> Any:
-    fused: Any = torch.compile(flex_attention, dynamic=False)
-    return fused
+def compiled(function: Any) -> Any:
+    """`function` compiled for each size of a micro-batch that comes.
+
+    Beyond torch's own limit of 8 it would go on uncompiled, with all scores in memory.
+    """
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=False)
 
 
 def _block_mask(lengths: NDArray[np.int64], device: torch.device, same: Callable[..., Tensor]) -> BlockMask:
@@ -86,8 +90,8 @@ def _block_mask(lengths: NDArray[np.int64], device: torch.device, same: Callable
     counts = (high - low).astype(np.int32)
     indices = np.minimum(low[:, None] + np.arange(blocks), blocks - 1).astype(np.int32)
     return BlockMask.from_kv_blocks(
-        torch.from_numpy(counts)[None, None].to(device),
-        torch.from_numpy(indices)[None, None].to(device),
+        torch.from_numpy(counts)[None, None].to(device, non_blocking=True),
+        torch.from_numpy(indices)[None, None].to(device, non_blocking=True),
         BLOCK_SIZE=BLOCK,
         mask_mod=same,
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch
-from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, quiet
+from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, keep_freed_memory, quiet
 from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_norms
 from pretrain.offload import check_dtype, fit_buffers
@@ -43,10 +43,17 @@ class ForwardOptions:
     def of(settings: PretrainSettings, device: torch.device) -> ForwardOptions:
         """What settings ask for, and on `device` the best of what they leave open.
 
-        A GPU computes with the fused kernel, and compiles unless layers are gathered or cut by hooks.
+        A GPU computes with the fused kernel, and compiles unless ZeRO 3 gathers layers by hooks.
+
+        Raises:
+            UserError: the fused kernel is asked for on a CPU.
         """
         on_gpu = device.type == "cuda"
         attention = settings.attention or ("flex" if on_gpu else "grouped")
+        if attention == "flex" and device.type == "cpu":
+            raise UserError(
+                "attention is flex, which has no way back on a CPU; leave it open, or take grouped"
+            )
         alone = settings.zero_stage != 3 and settings.deepspeed_config is None
         compiled = (on_gpu and alone) if settings.compiled is None else settings.compiled
         return ForwardOptions(attention, compiled, bool(settings.checkpointing))
@@ -111,11 +118,11 @@ def _padded(states_ND: torch.Tensor, lengths_B: NDArray[np.int64]) -> tuple[torc
     device, longest = states_ND.device, int(lengths_B.max())
     mask_BL = torch.from_numpy(np.arange(longest) < lengths_B[:, None])
     if bool(mask_BL.all()):
-        return states_ND.view(len(lengths_B), longest, -1), mask_BL.to(device)
-    places_N = mask_BL.flatten().nonzero()[:, 0].to(device)
+        return states_ND.view(len(lengths_B), longest, -1), mask_BL.to(device, non_blocking=True)
+    places_N = mask_BL.flatten().nonzero()[:, 0].to(device, non_blocking=True)
     # index_copy would keep the states for its way back.
     padded = states_ND.new_zeros(mask_BL.numel(), states_ND.shape[1]).index_put((places_N,), states_ND)
-    return padded.view(len(lengths_B), longest, -1), mask_BL.to(device)
+    return padded.view(len(lengths_B), longest, -1), mask_BL.to(device, non_blocking=True)
 
 
 def run_batch(
@@ -164,6 +171,8 @@ def deepspeed_module(
     Raises:
         UserError: DeepSpeed refuses the configuration, or the backbone cannot be divided or offloaded so.
     """
+    if processes.device.type == "cpu":
+        keep_freed_memory()  # not while weights load: what they leave behind is needed no more
     config = dict(config or {"gradient_clipping": 0.0})
     zero = dict(config.get("zero_optimization", {}))
     if zero.get("stage", 0) in (1, 2):

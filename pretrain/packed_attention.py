@@ -102,8 +102,8 @@ def make_runs(lengths_B: NDArray[np.int64], heads: int, device: torch.device) ->
         there = np.arange(longest) < lengths[:, None]
         places = mask = None
         if not there.all():
-            places = torch.from_numpy(np.flatnonzero(there)).to(device)
-            mask = torch.from_numpy(there).to(device)
+            places = torch.from_numpy(np.flatnonzero(there)).to(device, non_blocking=True)
+            mask = torch.from_numpy(there).to(device, non_blocking=True)
         runs.append(Run(int(starts[low]), int(starts[high]), high - low, longest, places, mask))
     return runs
 

@@ -8,14 +8,13 @@ Shapes besides docs/notation.md: N encoder tokens of a micro-batch, M of them te
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pretrain import flex_packed
 from pretrain.batching import PackedBatch
 from pretrain.frozen_layers import middle_of
 from pretrain.packed_attention import Attend
@@ -91,7 +90,7 @@ def encode_packed(
         compiled: run blocks through `torch.compile`; all but the first share one compilation.
         checkpointing: keep each block's input alone and compute the rest once more on the way back.
     """
-    run_block = _compiled(_block) if compiled else _block
+    run_block = flex_packed.compiled(_block) if compiled else _block
     first, *others = model.encoder.block
     hidden = _first_block(first, texts_MD, prompts_XD, insert, attend)
     for block in others:
@@ -104,12 +103,6 @@ def encode_packed(
             hidden = run_block(block, hidden, attend)
     states: Tensor = model.encoder.final_layer_norm(hidden)
     return states
-
-
-@functools.cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(function, dynamic=False)
-    return compiled
 
 
 def _first_block(block: Any, texts_MD: Tensor, prompts_XD: Tensor, insert: Insert, attend: Attend) -> Tensor:

@@ -198,6 +198,7 @@ def make_plan(
     share: float = SHARE,
     batch_tokens: int | None = None,
     allowed: Callable[[Strategy], bool] = lambda strategy: True,
+    asked: Strategy | None = None,
 ) -> Plan:
     """Weigh all strategies and choose.
 
@@ -210,6 +211,8 @@ def make_plan(
         share: of the largest product's rate that is reached.
         batch_tokens: of a micro-batch; None: to be chosen.
         allowed: whether the settings leave a strategy open.
+        asked: what the settings say outright; taken where it is none that a plan would think of, such as an offload on a
+            CPU or ZeRO 3 beside tensor parallel.
 
     Raises:
         UserError: the device cannot compute in `dtype`, or the settings leave no strategy open.
@@ -218,11 +221,14 @@ def make_plan(
         raise UserError(f"{fleet.device.kind} has no {dtype} units; take dtype=float32")
     open_ones = [one for one in strategies(shape, fleet, dtype) if allowed(one)]
     mine = [one for one in open_ones if one.weights == weights]
+    if not mine and asked is not None and asked.possible(shape, fleet):
+        mine = [asked]
+        open_ones.append(asked)
     if not mine:
         raise UserError(
             f"the settings leave no way to run {shape.name} on {fleet}: tensor_parallel must divide the "
             f"{fleet.devices} processes, {shape.num_heads} heads and a feed-forward width of {shape.d_ff}; ZeRO 3 wants "
-            "several processes or an offload; quantised weights want ZeRO 0"
+            "several processes or an offload; quantised weights want ZeRO 0, and fp8 a device that has it"
         )
     best = [best_budget(shape, fleet, one, work, share, batch_tokens) for one in open_ones]
     pick = _pick([one for one in best if one.strategy.weights == weights])

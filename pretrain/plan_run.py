@@ -75,6 +75,22 @@ def allows(settings: PretrainSettings, strategy: Strategy) -> bool:
     )
 
 
+def asked(settings: PretrainSettings) -> Strategy:
+    """What a run's settings say outright; the simplest where they say nothing."""
+    stage = settings.zero_stage or 0
+    if settings.deepspeed_config is not None:
+        config = read_deepspeed_config(settings.deepspeed_config)
+        stage = config.get("zero_optimization", {}).get("stage", 0)
+    return Strategy(
+        zero_stage=3 if stage == 3 or settings.offload not in (None, "none") else 0,
+        tensor_parallel=settings.tensor_parallel or 1,
+        offload=settings.offload or "none",
+        weights=settings.weights,
+        checkpointing=bool(settings.checkpointing),
+        dtype=settings.dtype,
+    )
+
+
 def plan_of(
     settings: PretrainSettings, shape: Shape, fleet: Fleet, tokens: float | None = None, share: float = SHARE
 ) -> tuple[Plan, Workload, str]:
@@ -82,7 +98,7 @@ def plan_of(
     work, source = workload(settings, tokens)
     plan = make_plan(
         shape, fleet, work, settings.dtype, settings.weights, share, settings.batch_tokens,
-        lambda strategy: allows(settings, strategy),
+        lambda strategy: allows(settings, strategy), asked(settings),
     )  # fmt: skip
     return plan, work, source
 

@@ -71,7 +71,7 @@ def train_step(
         if work.counts:
             sums_KS.index_add_(
                 0,
-                torch.from_numpy(work.groups).to(processes.device),
+                batch.prompt_ids_B,
                 _measured(logits_BTV[:, 1 - counted_from :], losses_B, work, batcher, batch, settings),
             )
             seen.append((losses_B.detach(), work))

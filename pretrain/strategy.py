@@ -43,6 +43,16 @@ class Strategy:
         """Whether a process always holds cross attention's weights, so that it makes no keys and values."""
         return self.zero_stage != 3
 
+    def possible(self, shape: Shape, fleet: Fleet) -> bool:
+        """Whether such a job can be started at all, sensible or not."""
+        parallel, device = self.tensor_parallel, fleet.device
+        divides = (
+            fleet.devices % parallel == 0 and shape.num_heads % parallel == 0 and shape.d_ff % parallel == 0
+        )
+        alone = self.zero_stage == 0 and parallel == 1
+        fp8 = self.dtype == "bfloat16" and (device.fp8 is not None or device.is_cpu)
+        return divides and (self.weights == "full" or (alone and (self.weights != "fp8" or fp8)))
+
     def describe(self, devices: int) -> str:
         """In a few words, as tables and sentences name it."""
         if self.offload != "none":

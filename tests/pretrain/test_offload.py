@@ -53,7 +53,7 @@ def test_each_run_has_a_folder_of_its_own_on_the_disk_and_leaves_nothing(tmp_pat
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"offload": "cpu"}, "offload is cpu, which fills in the preset of ZeRO 3; expected zero_stage 3"),
+        ({"offload": "cpu", "zero_stage": 0}, "offload is cpu, which fills in the preset of ZeRO 3; expected zero_stage 3"),
         ({"offload": "cpu", "zero_stage": 3, "deepspeed_config": "own.json"}, "no deepspeed_config"),
         ({"offload": "nvme", "zero_stage": 3}, "offload is nvme and nvme_path is not set"),
         ({"offload": "cpu", "zero_stage": 3, "nvme_path": "disk"}, "offload is cpu and nvme_path is disk"),

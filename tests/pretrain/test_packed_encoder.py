@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from corpora.rendering import Rendered
-from pretrain import packed_encoder
+from pretrain import flex_packed
 from pretrain.backbone import Backbone
 from pretrain.batching import PackedBatch, end_to_end, example_losses, pack_flat
 from pretrain.forward import ForwardOptions, PromptedBackbone
@@ -196,7 +196,7 @@ def test_one_compilation_serves_all_blocks_and_lengths(monkeypatch: pytest.Monke
     from torch._dynamo.utils import counters
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    packed_encoder._compiled.cache_clear()
+    flex_packed.compiled.cache_clear()
 
     texts, words, which = [[5] * 20, [6] * 25], [[7], [8]], [0, 1]
     model = tiny("relu", dtype=torch.float32, layers=4)
@@ -212,7 +212,7 @@ def test_one_compilation_serves_all_blocks_and_lengths(monkeypatch: pytest.Monke
     # One of the block, and one that flex attention makes of itself in the first block, which is not compiled.
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
-    packed_encoder._compiled.cache_clear()
+    flex_packed.compiled.cache_clear()
 
 
 @settings(max_examples=100, deadline=None)

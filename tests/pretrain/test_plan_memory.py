@@ -56,8 +56,10 @@ def one_pass(name: str, tokens: int, dtype: str) -> dict[str, float]:
     from corpora.rendering import Rendered, ends
     from pretrain.backbone import Backbone
     from pretrain.batching import example_losses, pack_flat
+    from pretrain.distributed import start_processes
     from pretrain.forward import PromptedBackbone, run_batch
 
+    start_processes("cpu")  # a job's process has DeepSpeed in memory, too
     shape = find_shape(name)
     fields = {key: value for key, value in shape.model_dump().items() if key not in ("name", "gated", "tied")}
     config = T5Config(
@@ -114,7 +116,7 @@ def measured(name: str, tokens: int, dtype: str) -> dict[str, Any]:
         ("google/t5-v1_1-small", 6144, "float32"),
         ("google/t5-v1_1-base", 1024, "float32"),
         ("google/t5-v1_1-base", 2048, "float32"),
-        ("google/t5-v1_1-small", 1536, "bfloat16"),
+        ("google/t5-v1_1-small", 4096, "bfloat16"),
         ("google-t5/t5-small", 1536, "float32"),
     ],
 )

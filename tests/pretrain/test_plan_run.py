@@ -121,3 +121,19 @@ def test_the_smallest_memory_of_all_processes_counts(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LOCAL_SIZE", "1")
     fleet, _ = plan_run._fleet(Two(0, 2, torch.device("cpu")))
     assert (fleet.device.memory, fleet.per_machine, fleet.machines) == (1e9, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"offload": "cpu", "zero_stage": 3},
+        {"zero_stage": 3},
+        {"weights": "fp8", "dtype": "bfloat16"},
+    ],
+)
+def test_what_settings_say_outright_is_taken_though_no_plan_would_think_of_it(
+    settings: Callable[..., PretrainSettings], changes: dict[str, Any]
+) -> None:
+    run = filled_in(settings(**changes, batch_tokens=None))
+    assert {key: getattr(run, key) for key in changes} == changes
+    assert run.batch_tokens is not None and run.tensor_parallel == 1

@@ -237,8 +237,8 @@ def test_a_prompt_learns_on_quantised_weights_what_it_learns_on_whole_ones(
         """Held-out loss by step."""
         settings = PretrainSettings(
             out=tmp_path / weights, corpora=corpora, backbone=str(POCKET), formats=["sentence_pair"], prompt_len=4,
-            steps=8, batch_size=4, eval_every=4, eval_examples=8, schedule="constant", dtype="bfloat16",
-            weights=weights, device="cpu",
+            steps=8, batch_size=4, batch_tokens=2000, eval_every=4, eval_examples=8, schedule="constant", dtype="bfloat16",
+            weights=weights, device="cpu", zero_stage=0, offload="none", tensor_parallel=1, checkpointing=False,
         )  # fmt: skip
         pretrain(settings)
         rows = [json.loads(line) for line in (settings.out / "metrics.jsonl").read_text().splitlines()]
