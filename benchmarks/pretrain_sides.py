@@ -16,6 +16,12 @@ import numpy as np
 from common_bench import seconds
 
 PROMPT_LEN = 100
+ALONE = {
+    "dtype": "bfloat16",
+    "zero_stage": 0,
+    "tensor_parallel": 1,
+    "offload": "none",
+}  # no plan has to choose
 FIRST_BUDGET = 4096  # encoder tokens of our micro-batches in the check
 MOMENT = 0.06  # seconds over which a product is timed
 
@@ -106,7 +112,7 @@ class Ours:
         self._settings = PretrainSettings(
             out=out, corpora=task.corpora, backbone=str(task.backbone), formats=[task.format],
             prompt_len=PROMPT_LEN, batch_size=task.batch_size, batch_tokens=FIRST_BUDGET,
-            **{"dtype": "bfloat16", **changes},
+            **{**ALONE, **changes},
         )  # fmt: skip
         self._processes = start_processes(self._settings.device)
         self._job = _prepare(self._settings, None, self._processes)
