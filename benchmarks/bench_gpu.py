@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs where nothing is installed
+
 from common_bench import write
 from pretrain_data import SHAPES, encoder_weights
 from pretrain_variants import Plan, ceiling, check, ours, peft

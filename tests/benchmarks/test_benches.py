@@ -14,10 +14,24 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder: Path, name: str, *arguments: str) -> dict[str, Any]:
-    """Run a bench in `folder` and read what it wrote there."""
+# Hides packages, and this one where it is installed.
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+HIDDEN = {"bitsandbytes", "blingfire", "deepspeed", "orjson", "peft", "pyarrow", "zstandard"}
+find = PathFinder.find_spec
+PathFinder.find_spec = classmethod(
+    lambda cls, name, path=None, target=None: None if name.split(".")[0] in HIDDEN else find(name, path, target)
+)
+sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in getattr(one, "__module__", "")]
+"""
+
+
+def run(folder: Path, name: str, *arguments: str, path: Path = ROOT) -> dict[str, Any]:
+    """Run a bench in `folder`, with `path` as PYTHONPATH, and read what it wrote there."""
     # Without PPT_DATA, and from the tree that is tested.
-    env = {key: value for key, value in os.environ.items() if key != "PPT_DATA"} | {"PYTHONPATH": str(ROOT)}
+    env = {key: value for key, value in os.environ.items() if key != "PPT_DATA"} | {"PYTHONPATH": str(path)}
     command = [sys.executable, str(ROOT / "benchmarks" / f"bench_{name}.py"), *arguments]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -42,6 +56,13 @@ def test_the_gpu_bench_runs_dry_without_a_gpu(tmp_path: Path) -> None:
     assert checks["float32"]["ok"] and checks["grouped"]["ok"] and checks["checkpointing"]["ok"]
     assert found["ratios"]["tiny-gated/peft_fixed"] > 0
     assert found["raw"]["ours"]["predicted_gb"] > 0 and len(found["raw"]["ours"]["losses"]) == 2
+
+
+def test_the_gpu_bench_runs_where_little_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    found = run(tmp_path, "gpu", "--dry-run", "--only", "ours,peft_fixed", path=tmp_path)
+    assert found["raw"]["ours"]["tokens_a_second"] > 0
+    assert found["raw"]["peft_fixed"]["skipped"] == "No module named 'peft'"
 
 
 @pytest.mark.torture
