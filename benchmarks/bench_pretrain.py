@@ -34,7 +34,15 @@ import yaml
 from common_bench import finish, in_turn
 from corpora.common.rng import generator
 from corpora.task_corpus import TaskCorpus
-from pretrain_data import SHAPES, attention_flops, build_corpora, encoder_weights, products, save_backbone
+from pretrain_data import (
+    SHAPES,
+    attention_flops,
+    build_corpora,
+    encoder_weights,
+    products,
+    runs_of_equal_length,
+    save_backbone,
+)
 from pretrain_sides import PROMPT_LEN, Ours, Products, Side, Task
 
 BATCH = 64  # examples of an optimiser step
@@ -155,17 +163,11 @@ def measure(folder: Path, shape: str, sides: list[str], given: argparse.Namespac
 
 
 def _rows(folder: Path, format: str, examples: int) -> tuple[int, ...]:
-    """Training examples of the corpus's own spread of lengths.
-
-    They are taken in runs of about equal length, the runs in an order drawn, as a run over the whole corpus finds them when it groups by length: a few
-    examples drawn one by one would make the grouping rival pad more than it does there.
-    """
+    """Training examples of the corpus's own spread of lengths, runs of equal length in an order drawn."""
     corpus = TaskCorpus.open(folder / "corpora", format)
-    by_length = np.argsort(corpus.lengths(corpus.rows("train"), PROMPT_LEN), kind="stable")
-    middles = (np.arange(examples // RUN) + 0.5) * RUN / examples * len(by_length)
-    starts = (middles - RUN / 2).astype(np.int64).clip(0, len(by_length) - RUN)
-    starts = generator(0, "bench pretrain rows").permutation(starts)
-    return tuple(by_length[(starts[:, None] + np.arange(RUN)).ravel()].tolist())
+    rows = runs_of_equal_length(corpus.lengths(corpus.rows("train"), PROMPT_LEN), examples, RUN)
+    runs = generator(0, "bench pretrain rows").permutation(np.asarray(rows).reshape(-1, RUN))
+    return tuple(runs.ravel().tolist())
 
 
 def _best_budget(ours: Side, quick: bool) -> tuple[int, dict[str, float]]:

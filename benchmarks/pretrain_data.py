@@ -43,6 +43,19 @@ def encoder_weights(shape: dict[str, Any]) -> int:
     return int(shape["num_layers"]) * sum(count * one * other for one, other, count in products(shape))
 
 
+def runs_of_equal_length(lengths: np.ndarray, examples: int, run: int) -> np.ndarray:
+    """Places [examples] in `lengths`, in the lengths' own spread, `run` of about equal length for each place in it.
+
+    So a run over a whole corpus finds them when it groups by length: a few examples drawn one by one would make a
+    rival that groups pad more than it does there.
+    """
+    by_length = np.argsort(lengths, kind="stable")
+    middles = (np.arange(examples // run) + 0.5) * run / examples * len(by_length)
+    starts = (middles - run / 2).astype(np.int64).clip(0, len(by_length) - run)
+    rows: np.ndarray = by_length[(starts[:, None] + np.arange(run)).ravel()]
+    return rows
+
+
 def attention_flops(shape: dict[str, Any], lengths: np.ndarray) -> float:
     """Floating-point operations of attention's own products, forward and backward, of examples of these lengths.
 

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from corpora.common.errors import UserError
 from corpora.common.files import read_manifest
@@ -137,6 +136,8 @@ class SentenceStore:
     def _load_block(self, block: int) -> None:
         if block == self._block:
             return
+        import zstandard  # here, so that who only trains needs no such package
+
         data = self._text_data[self._text_offsets[block] : self._text_offsets[block + 1]]
         self._block_text = zstandard.ZstdDecompressor().decompress(data.tobytes()).decode("utf-8")
         first, last = self._text_units[block], self._text_units[block + 1]

@@ -8,6 +8,8 @@ Shapes besides docs/notation.md: N encoder tokens of a micro-batch, M of them te
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
