@@ -152,7 +152,7 @@ def predict(
 def _why_not(fleet: Fleet, strategy: Strategy, parts: Memory, host: float) -> str | None:
     room = fleet.device.memory * FREE
     if parts.peak > room:
-        return f"needs {parts.peak / GIB:.1f} of {fleet.device.memory / GIB:.1f} GiB"
+        return f"needs {parts.peak / GIB:.1f} of {room / GIB:.1f} usable GiB"
     has = fleet.device.host_memory
     if has is not None and not fleet.device.is_cpu and host > has:
         return f"needs {host / GIB:.0f} of {has / GIB:.0f} GiB of host memory"

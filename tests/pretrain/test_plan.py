@@ -59,7 +59,11 @@ def test_one_small_gpu_offloads_and_says_that_4_bits_would_stay_on_it() -> None:
 def test_weights_are_never_rounded_unasked_and_what_would_fit_is_said() -> None:
     found = plan("L4-24GB", allowed=lambda one: one.offload == "none")
     assert found.pick is None
-    assert "does not fit" in found.why and found.hint == "weights=nf4 would fit"
+    assert (
+        "does not fit" in found.why
+        and "of 21.3 usable GiB" in found.why
+        and found.hint == "weights=nf4 would fit"
+    )
     assert plan("L4-24GB", weights="nf4").pick is not None
 
 
