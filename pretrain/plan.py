@@ -234,7 +234,7 @@ def make_plan(
     pick = _pick([one for one in best if one.strategy.weights == weights])
     others = _pick([one for one in best if one.strategy.weights != weights])
     if pick is None:
-        return Plan(best, None, _nothing_fits(shape, fleet, best, weights), _would_fit(others))
+        return Plan(best, None, _nothing_fits(shape, fleet, best, weights, batch_tokens), _would_fit(others))
     return Plan(best, pick, _why(pick, best), _would_gain(pick, others))
 
 
@@ -300,9 +300,15 @@ def _rival(one: Strategy, pick: Strategy) -> bool:
     )  # fmt: skip
 
 
-def _nothing_fits(shape: Shape, fleet: Fleet, best: Sequence[Prediction], weights: str) -> str:
+def _nothing_fits(
+    shape: Shape, fleet: Fleet, best: Sequence[Prediction], weights: str, batch_tokens: int | None
+) -> str:
     least = min((one for one in best if one.strategy.weights == weights), key=lambda one: one.memory.peak)
-    return f"{shape.name} does not fit {fleet} with weights={weights}: the least it can do with, {least.name}, {least.why_not}"
+    given = "" if batch_tokens is None else f" with batch_tokens={batch_tokens}; leave it open"
+    return (
+        f"{shape.name} does not fit {fleet} with weights={weights}: the least it can do with, {least.name}, "
+        f"{least.why_not}{given}"
+    )
 
 
 def _would_fit(other: Prediction | None) -> str | None:

@@ -67,6 +67,11 @@ def test_weights_are_never_rounded_unasked_and_what_would_fit_is_said() -> None:
     assert plan("L4-24GB", weights="nf4").pick is not None
 
 
+def test_a_micro_batch_that_was_asked_for_is_named_where_nothing_fits() -> None:
+    found = plan("L4-24GB", batch_tokens=100000)
+    assert found.pick is None and "with batch_tokens=100000; leave it open" in found.why
+
+
 def test_a_cpu_takes_data_parallel_and_micro_batches_of_its_caches() -> None:
     pick = plan("2xCPU", shape=SMALL, dtype="float32").pick
     assert pick is not None and pick.strategy == Strategy(dtype="float32")
