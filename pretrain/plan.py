@@ -225,8 +225,9 @@ def make_plan(
         mine = [asked]
         open_ones.append(asked)
     if not mine:
+        parts = f"={asked.tensor_parallel}" if asked is not None and asked.tensor_parallel > 1 else ""
         raise UserError(
-            f"the settings leave no way to run {shape.name} on {fleet}: tensor_parallel must divide the "
+            f"the settings leave no way to run {shape.name} on {fleet}: tensor_parallel{parts} must divide the "
             f"{fleet.devices} processes, {shape.num_heads} heads and a feed-forward width of {shape.d_ff}; ZeRO 3 wants "
             "several processes or an offload; quantised weights want ZeRO 0, and fp8 a device that has it"
         )

@@ -97,6 +97,12 @@ def test_settings_that_leave_nothing_open_are_refused(setting: str, value: Any) 
         plan("8xH100-80GB", allowed=lambda one: getattr(one, setting) == value)
 
 
+def test_the_tensor_parallel_that_leaves_nothing_open_is_named() -> None:
+    asked = Strategy(tensor_parallel=3)
+    with pytest.raises(UserError, match="tensor_parallel=3 must divide the 8 processes"):
+        plan("8xH100-80GB", allowed=lambda one: one.tensor_parallel == 3, asked=asked)
+
+
 GPUS = ["1xL4-24GB", "2xRTX4090-24GB", "4xA100-40GB", "8xH100-80GB", "2x8xH200-141GB"]
 NAMES = [
     "google/t5-v1_1-small",
