@@ -81,7 +81,7 @@ def plan(
         float | None, typer.Option(help="Encoder tokens of an example on average, prompt included.", min=1)
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every strategy with and without checkpointing.")
+        bool, typer.Option("--all", help="Every column; every strategy with and without checkpointing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -18,7 +18,7 @@ from corpora.common.errors import MachineError, Stopped, UserError, nearest
 from corpora.common.progress import say
 from corpora.common.settings import load_settings
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished
-from pretrain.watchdog import ask_to_stop, forget_stop, nobody_spoke, read_lines
+from pretrain.watchdog import AGAIN, ask_to_stop, forget_stop, nobody_spoke, read_lines
 
 LAUNCH = Path(__file__).parent
 PRESETS = LAUNCH / "presets"
@@ -192,7 +192,7 @@ def start_launcher(
     if stopped():
         return Stopped.exit_code
     if out is None or nobody_spoke(out, before):
-        say(f"ppt: the job was ended by {_signal(code)}; the same command goes on from the last checkpoint")
+        say(f"ppt: the job was ended by {_signal(code)}; {AGAIN}")
     return 1
 
 

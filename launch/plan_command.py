@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from pretrain.settings import PretrainSettings
 from pretrain.shapes import Shape, find_shape
 from pretrain.strategy import Workload
 
-WIDTH = 170  # columns where the output goes to no terminal
+WIDTH = 220  # columns where the output goes to no terminal: room for all of them
+# Columns for a console that is wide enough, or `--all`.
+DETAILS = frozenset({"weights", "activ.", "decoder", "prompts", "buffers", "context", "s/step", "comm."})
 
 
 def plan_job(
@@ -42,7 +45,7 @@ def plan_job(
         overrides: `key=value` settings of the run.
         share: of the largest product's rate that a step reaches; None: assumed.
         tokens: of an example on average, prompt included; None: of the corpora where they are there, or assumed.
-        everything: show every strategy with and without checkpointing.
+        everything: show every strategy with and without checkpointing, and every column.
         columns: of the terminal.
 
     Returns:
@@ -135,38 +138,61 @@ def _text(
         f"{shape.name} ({shape.weights / 1e9:.1f} B weights, {settings.dtype}) on {fleet}, {fleet.device.memory / GIB:.1f} GiB "
         f"each; {work.prompts} prompts, {work.examples} examples a step, {work.steps} steps; memory in GiB"
     )
-    table = Table(title=title, title_justify="left", caption_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("strategy", no_wrap=True)
-    for name in ("batch_tokens", "weights", "activ.", "decoder", "prompts", "buffers", "context", "peak", "host",
-                 "tokens/s", "s/step", "hours", "comm."):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("fits")
-    for one in plan.best if everything else _worth_reading(plan):
-        parts = one.memory
-        gib = [
-            parts.weights,
-            parts.activations,
-            parts.decoder,
-            parts.prompts,
-            parts.buffers,
-            parts.context,
-            parts.peak,
-        ]
-        table.add_row(
-            one.name, str(one.batch_tokens), *(f"{value / GIB:.1f}" for value in gib),
-            f"{max(one.host_loading, one.host_running) / GIB:.0f}", f"{one.tokens_per_second:,.0f}",
-            f"{one.step:.3g}", f"{one.hours:,.1f}", f"{one.micro_batch.communication / one.micro_batch.total:.0%}",
-            "yes" if one.fits else one.why_not, style="bold" if one is plan.pick else None,
-        )  # fmt: skip
+    rows = plan.best if everything else _worth_reading(plan)
     out = io.StringIO()
     console = Console(file=out, width=columns)
-    console.print(table)
+    unbounded = console.options.update(width=10_000)
+    table = _table(title, rows, plan.pick, details=True)
+    needs = console.measure(table, options=unbounded).maximum
+    if needs > columns and not everything:
+        table = _table(title, rows, plan.pick, details=False)
+        needs = console.measure(table, options=unbounded).minimum
+    # Wider than the terminal rather than cut: it shows the rest of a line in the next.
+    Console(file=out, width=max(columns, needs)).print(table)
     for line in assumptions:
         console.print(line, markup=False, highlight=False)
     console.print(("take " if plan.pick else "") + plan.why, markup=False, highlight=False)
     if plan.hint:
         console.print(plan.hint, markup=False, highlight=False)
     return out.getvalue()
+
+
+def _table(title: str, rows: Sequence[Prediction], pick: Prediction | None, details: bool) -> Table:
+    """A row a strategy, with or without the columns in `DETAILS`. Words wrap, numbers are never cut."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    cells = [_cells(one) for one in rows]
+    names = [name for name in cells[0] if details or name not in DETAILS]
+    for name in names:
+        words = name in ("strategy", "fits")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for one, row in zip(rows, cells, strict=True):
+        table.add_row(*(row[name] for name in names), style="bold" if one is pick else None)
+    return table
+
+
+def _cells(one: Prediction) -> dict[str, str]:
+    """A strategy's figures by the names of their columns; memory in GiB."""
+    parts = one.memory
+    gib = {
+        "weights": parts.weights,
+        "activ.": parts.activations,
+        "decoder": parts.decoder,
+        "prompts": parts.prompts,
+        "buffers": parts.buffers,
+        "context": parts.context,
+        "peak": parts.peak,
+    }
+    return {
+        "strategy": one.name,
+        "batch_tokens": str(one.batch_tokens),
+        **{name: f"{value / GIB:.1f}" for name, value in gib.items()},
+        "host": f"{max(one.host_loading, one.host_running) / GIB:.0f}",
+        "tokens/s": f"{one.tokens_per_second:,.0f}",
+        "s/step": f"{one.step:.3g}",
+        "hours": f"{one.hours:,.1f}",
+        "comm.": f"{one.micro_batch.communication / one.micro_batch.total:.0%}",
+        "fits": one.why_not or "yes",
+    }
 
 
 def _worth_reading(plan: Plan) -> list[Prediction]:

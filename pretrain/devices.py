@@ -117,7 +117,9 @@ def parse_fleet(text: str) -> Fleet:
     alike = [device for name, device in by_name.items() if name == kind or name.split("-")[0] == kind]
     if len(alike) == 1:  # `L4` says enough, `A100` does not
         return Fleet(alike[0], count, machines)
-    raise UserError(f'--gpus names "{found[3]}"{nearest(found[3], [*known_devices(), "CPU"])}')
+    raise UserError(
+        f'--gpus names "{found[3]}"{nearest(found[3], [*known_devices(), "CPU"])} or add its line to pretrain/devices.yaml'
+    )
 
 
 def this_cpu(processes: int, rate: float | None = None) -> Device:

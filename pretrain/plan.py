@@ -152,7 +152,7 @@ def predict(
 def _why_not(fleet: Fleet, strategy: Strategy, parts: Memory, host: float) -> str | None:
     room = fleet.device.memory * FREE
     if parts.peak > room:
-        return f"needs {parts.peak / GIB:.1f} of {fleet.device.memory / GIB:.1f} GiB"
+        return f"needs {parts.peak / GIB:.1f} of {room / GIB:.1f} usable GiB"
     has = fleet.device.host_memory
     if has is not None and not fleet.device.is_cpu and host > has:
         return f"needs {host / GIB:.0f} of {has / GIB:.0f} GiB of host memory"
@@ -225,8 +225,9 @@ def make_plan(
         mine = [asked]
         open_ones.append(asked)
     if not mine:
+        parts = f"={asked.tensor_parallel}" if asked is not None and asked.tensor_parallel > 1 else ""
         raise UserError(
-            f"the settings leave no way to run {shape.name} on {fleet}: tensor_parallel must divide the "
+            f"the settings leave no way to run {shape.name} on {fleet}: tensor_parallel{parts} must divide the "
             f"{fleet.devices} processes, {shape.num_heads} heads and a feed-forward width of {shape.d_ff}; ZeRO 3 wants "
             "several processes or an offload; quantised weights want ZeRO 0, and fp8 a device that has it"
         )
@@ -234,7 +235,7 @@ def make_plan(
     pick = _pick([one for one in best if one.strategy.weights == weights])
     others = _pick([one for one in best if one.strategy.weights != weights])
     if pick is None:
-        return Plan(best, None, _nothing_fits(shape, fleet, best, weights), _would_fit(others))
+        return Plan(best, None, _nothing_fits(shape, fleet, best, weights, batch_tokens), _would_fit(others))
     return Plan(best, pick, _why(pick, best), _would_gain(pick, others))
 
 
@@ -300,9 +301,15 @@ def _rival(one: Strategy, pick: Strategy) -> bool:
     )  # fmt: skip
 
 
-def _nothing_fits(shape: Shape, fleet: Fleet, best: Sequence[Prediction], weights: str) -> str:
+def _nothing_fits(
+    shape: Shape, fleet: Fleet, best: Sequence[Prediction], weights: str, batch_tokens: int | None
+) -> str:
     least = min((one for one in best if one.strategy.weights == weights), key=lambda one: one.memory.peak)
-    return f"{shape.name} does not fit {fleet} with weights={weights}: the least it can do with, {least.name}, {least.why_not}"
+    given = "" if batch_tokens is None else f" with batch_tokens={batch_tokens}; leave it open"
+    return (
+        f"{shape.name} does not fit {fleet} with weights={weights}: the least it can do with, {least.name}, "
+        f"{least.why_not}{given}"
+    )
 
 
 def _would_fit(other: Prediction | None) -> str | None:

@@ -10,11 +10,11 @@ import numpy as np
 
 from corpora.common.errors import UserError
 from corpora.common.progress import say
-from corpora.common.settings import make_settings, read_yaml
+from corpora.common.settings import make_settings
 from pretrain.devices import Device, Fleet, this_device
 from pretrain.plan import Plan, make_plan
 from pretrain.plan_time import SHARE
-from pretrain.settings import PLANNED_KEYS, PretrainSettings, read_deepspeed_config
+from pretrain.settings import PLANNED_KEYS, PretrainSettings, begun_with, read_deepspeed_config
 from pretrain.shapes import Shape, find_shape
 from pretrain.strategy import Strategy, Workload
 
@@ -142,8 +142,7 @@ def filled_in(settings: PretrainSettings) -> PretrainSettings:
 
 def _recorded(settings: PretrainSettings, world: int) -> dict[str, Any] | None:
     """What an earlier start in the run's folder was planned to do; None where that does not go with what is set now."""
-    path = settings.out / "config.yaml"
-    before = read_yaml(path) if path.exists() else {}
+    before = begun_with(settings.out)
     now = settings.model_dump(mode="json")
     fits = (
         before.get("planned_for") == world

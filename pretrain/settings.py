@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from corpora.common.errors import UserError
-from corpora.common.files import read_json
+from corpora.common.files import PARTIAL, read_json
 from corpora.common.progress import say
 from corpora.common.settings import Settings, read_yaml
 from pretrain.offload import Offload, check_offload
@@ -215,16 +215,24 @@ def check_inputs(settings: PretrainSettings) -> None:
     check_offload(settings.offload or planned, settings.nvme_path)
 
 
+def begun_with(out: Path) -> dict[str, Any]:
+    """Settings of the run in a folder; none where it has nothing to go on from, so that any may begin there."""
+    path = out / "config.yaml"
+    saved = (one for one in (out / "checkpoints").glob("step-*") if one.suffix != PARTIAL)
+    if not path.exists() or not (any(saved) or (out / "finished.json").exists()):
+        return {}
+    return read_yaml(path)
+
+
 def check_same_run(settings: PretrainSettings) -> None:
     """Refuse to go on in a run's folder with other settings than it was begun with.
 
     Raises:
         UserError: a key differs, naming it and both values.
     """
-    path = settings.out / "config.yaml"
-    if not path.exists():
+    before = begun_with(settings.out)
+    if not before:
         return
-    before = read_yaml(path)
     now = settings.model_dump(mode="json")
     for key in sorted(set(before) | set(now)):
         if key not in FREE_KEYS and before.get(key) != now.get(key):

@@ -33,7 +33,7 @@ STALE = (
 )  # seconds of silence of a process elsewhere that mean death once the connection to it is lost
 LATE = 5 * EVERY  # seconds by which this thread may be late before it trusts its own clock no more
 GRACE = 20.0  # seconds that the training thread has to notice by itself that another process is gone
-AGAIN = "start the same command again to go on from the last checkpoint"
+AGAIN = "the same command goes on from the last checkpoint, or from the start where there is none"
 
 
 class LostProcess(MachineError):

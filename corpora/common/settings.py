@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,9 +55,13 @@ def _set(values: dict[str, Any], dotted: str, value: Any, source: str) -> None:
     values[last] = value
 
 
-def _reason(error: ValidationError, cls: type[BaseModel], source: str) -> str:
+def _reason(
+    error: ValidationError, cls: type[BaseModel], source: str, overridden: Collection[str] = ()
+) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
+    if any(place == key or place.startswith(f"{key}.") for key in overridden):
+        source = "command line"
     if first["type"] == "extra_forbidden":
         model: Any = cls
         for part in first["loc"][:-1]:
@@ -74,13 +79,14 @@ def _reason(error: ValidationError, cls: type[BaseModel], source: str) -> str:
     return f'{source}: "{place}" is {given!r}: {message}'
 
 
-def make_settings(cls: type[S], values: dict[str, Any], source: str) -> S:
+def make_settings(cls: type[S], values: dict[str, Any], source: str, overridden: Collection[str] = ()) -> S:
     """Check `values` against `cls`.
 
     Args:
         cls: the settings class.
         values: keys and values.
         source: where they come from, for the message.
+        overridden: those of them, as `a.b`, that the command line set.
 
     Raises:
         UserError: an unknown key (with the nearest valid name), a missing one or an impossible value.
@@ -88,7 +94,7 @@ def make_settings(cls: type[S], values: dict[str, Any], source: str) -> S:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise UserError(_reason(error, cls, source)) from error
+        raise UserError(_reason(error, cls, source, overridden)) from error
 
 
 def load_settings(cls: type[S], path: str | Path | None, overrides: list[str] | None = None) -> S:
@@ -116,7 +122,7 @@ def load_settings(cls: type[S], path: str | Path | None, overrides: list[str] | 
         except yaml.YAMLError as error:
             raise UserError(f'the value of "{key}" is not valid YAML: {text}') from error
         _set(values, key, value, "command line")
-    return make_settings(cls, values, str(path) if path is not None else "command line")
+    return make_settings(cls, values, str(path) if path is not None else "command line", seen)
 
 
 def save_settings(path: str | Path, settings: Settings) -> None:

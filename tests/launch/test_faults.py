@@ -84,7 +84,9 @@ def test_a_killed_process_ends_the_job_in_a_minute_by_name_and_one_process_goes_
         and said[0].startswith("ppt: process 0 (")
         and f"pid {pid}) is gone since step " in said[0]
     )
-    assert said[0].endswith("start the same command again to go on from the last checkpoint")
+    assert said[0].endswith(
+        "the same command goes on from the last checkpoint, or from the start where there is none"
+    )
     assert "Traceback" not in text
     close(here(config, "dead"), alone)
 
@@ -139,7 +141,7 @@ def test_a_job_of_which_nothing_is_left_says_so_all_the_same(launch: Launch) -> 
     (said,) = [line for line in text.splitlines() if line.startswith("ppt: ")]
     assert said == (
         "ppt: the job was ended by signal SIGKILL (perhaps out of memory); the same command goes on from the last "
-        "checkpoint"
+        "checkpoint, or from the start where there is none"
     )
 
 

@@ -69,6 +69,18 @@ def test_all_shows_every_strategy_with_and_without_checkpointing() -> None:
     assert some.count("\n") < everything.count("\n")
 
 
+def test_a_narrow_terminal_gets_fewer_columns_and_no_number_is_cut() -> None:
+    _, whole = planned("t5-xxl", "8xL4-24GB")
+    assert "activ." in whole and "needs 24.3 of 21.3 usable GiB\n" in whole
+    for columns in (50, 80, 120):
+        value, text = planned("t5-xxl", "8xL4-24GB", columns=columns)
+        assert "activ." not in text and "…" not in text and "fits" in text
+        pick = value["pick"]
+        assert f"{pick['tokens_per_second']:,.0f}" in text and f"{pick['hours']:,.1f}" in text
+    _, asked = planned("t5-xxl", "8xL4-24GB", columns=80, everything=True)
+    assert "activ." in asked and "needs 24.3 of 21.3 usable GiB\n" in asked
+
+
 def test_this_machines_processor_is_measured() -> None:
     value, _ = planned("google/t5-v1_1-small", "2xCPU", "dtype=float32")
     assert any("(measured)" in line for line in value["assumptions"])

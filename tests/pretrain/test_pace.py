@@ -110,12 +110,17 @@ def test_a_time_limit_that_lets_nothing_be_done_is_refused_instead_of_started_ag
 ) -> None:
     with pytest.raises(UserError, match=r"time_limit is 1e-06 h, which is over before the run gets anywhere"):
         pretrain(settings(formats=["unified"], time_limit=1e-6))
+    begun = settings(seed=1)
+    assert (begun.out / "config.yaml").exists()
+    (begun.out / "checkpoints" / "step-00000001.partial").mkdir(parents=True)
+    check_same_run(begun)  # nothing was saved: other settings may begin in its folder
 
 
 @pytest.mark.parametrize("change", [{"time_limit": 2.0}, {"process_timeout": 60}, {"on_nonfinite": "skip"}])
 def test_what_ends_a_start_may_change_when_the_run_goes_on(settings: Make, change: dict[str, Any]) -> None:
     run = settings(time_limit=5.0)
     save_settings(run.out / "config.yaml", run)
+    (run.out / "checkpoints" / "step-00000001").mkdir(parents=True)
     check_same_run(settings(**change))
     with pytest.raises(UserError, match='"seed"'):
         check_same_run(settings(**change, seed=1))

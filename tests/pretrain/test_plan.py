@@ -59,8 +59,17 @@ def test_one_small_gpu_offloads_and_says_that_4_bits_would_stay_on_it() -> None:
 def test_weights_are_never_rounded_unasked_and_what_would_fit_is_said() -> None:
     found = plan("L4-24GB", allowed=lambda one: one.offload == "none")
     assert found.pick is None
-    assert "does not fit" in found.why and found.hint == "weights=nf4 would fit"
+    assert (
+        "does not fit" in found.why
+        and "of 21.3 usable GiB" in found.why
+        and found.hint == "weights=nf4 would fit"
+    )
     assert plan("L4-24GB", weights="nf4").pick is not None
+
+
+def test_a_micro_batch_that_was_asked_for_is_named_where_nothing_fits() -> None:
+    found = plan("L4-24GB", batch_tokens=100000)
+    assert found.pick is None and "with batch_tokens=100000; leave it open" in found.why
 
 
 def test_a_cpu_takes_data_parallel_and_micro_batches_of_its_caches() -> None:
@@ -86,6 +95,12 @@ def test_fp8_is_weighed_only_where_the_device_computes_in_it() -> None:
 def test_settings_that_leave_nothing_open_are_refused(setting: str, value: Any) -> None:
     with pytest.raises(UserError, match="leave no way to run"):
         plan("8xH100-80GB", allowed=lambda one: getattr(one, setting) == value)
+
+
+def test_the_tensor_parallel_that_leaves_nothing_open_is_named() -> None:
+    asked = Strategy(tensor_parallel=3)
+    with pytest.raises(UserError, match="tensor_parallel=3 must divide the 8 processes"):
+        plan("8xH100-80GB", allowed=lambda one: one.tensor_parallel == 3, asked=asked)
 
 
 GPUS = ["1xL4-24GB", "2xRTX4090-24GB", "4xA100-40GB", "8xH100-80GB", "2x8xH200-141GB"]

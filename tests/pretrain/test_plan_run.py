@@ -24,7 +24,7 @@ Make = Callable[..., PretrainSettings]
 
 
 def write_config(settings: PretrainSettings, **changes: Any) -> None:
-    settings.out.mkdir(parents=True)
+    (settings.out / "checkpoints" / "step-00000001").mkdir(parents=True)
     values = {**settings.model_dump(mode="json"), **changes}
     (settings.out / "config.yaml").write_text(yaml.safe_dump(values))
 

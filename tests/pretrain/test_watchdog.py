@@ -83,7 +83,9 @@ def test_a_stopped_process_is_reported_then_ends_the_job(
     assert warning.startswith(f"warning: {name} has not been heard of for ")
     assert warning.endswith(" s (last at step 41, training); the others wait")
     assert error.startswith(f"ppt: {name} has not been heard of for ")
-    assert error.endswith("start the same command again to go on from the last checkpoint")
+    assert error.endswith(
+        "the same command goes on from the last checkpoint, or from the start where there is none"
+    )
     assert processes[stopped].wait(timeout=10) == -signal.SIGKILL  # it could not hear the launcher's SIGTERM
     third = ends(processes[2])
     assert third == (1, [])  # one line for the job, not one a process
@@ -115,7 +117,7 @@ def test_a_dead_process_ends_a_job_that_hangs_in_its_collective(job: Start) -> N
     assert code == 1
     assert lines == [
         f"ppt: process 1 ({os.uname().nodename}, pid {processes[1].pid}) is gone since step 41; "
-        "start the same command again to go on from the last checkpoint"
+        "the same command goes on from the last checkpoint, or from the start where there is none"
     ]
 
 
