@@ -14,12 +14,19 @@ from torch import Tensor
 from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from pretrain.cpu_kernels import kernels_for
+
 
 class _NormOnCpu(torch.autograd.Function):
     """x / rms(x) x weight over the last dimension; the weight learns nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        kernels = kernels_for(x, weight)
+        if kernels is not None:
+            normed, scale = kernels.norm(x, weight, eps)
+            ctx.save_for_backward(x, weight, scale)
+            return normed
         exact = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
         scale = torch.rsqrt(norm.square().div_(x.shape[-1]).add_(eps))
@@ -29,6 +36,9 @@ class _NormOnCpu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
+        kernels = kernels_for(grads[0], x, weight)
+        if kernels is not None:
+            return kernels.norm_backward(grads[0], x, weight, scale), None, None
         grad = grads[0] * weight
         along = (grad * x).sum(-1, keepdim=True, dtype=scale.dtype)
         along.mul_(scale.pow(3)).div_(-x.shape[-1])

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.cpu_kernels import kernels_for
+
 # Queries, keys, values, each [N, I], to what attention mixes, [N, I].
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -31,7 +33,7 @@ class Run:
         examples: B of the run.
         longest: L of the run.
         places: [stop - start] place of each token in [B * L]; None where nothing is padded.
-        mask_BL: true at tokens; None likewise.
+        lengths_B: [B] int64 tokens of each example.
     """
 
     start: int
@@ -39,7 +41,7 @@ class Run:
     examples: int
     longest: int
     places: Tensor | None
-    mask_BL: Tensor | None
+    lengths_B: Tensor
 
     def heads(self, flat_NI: Tensor, width: int) -> Tensor:
         """The run's part of [N, I] as [B * H, L, W], zero at padding; of one example, a view."""
@@ -64,14 +66,18 @@ class Run:
         else:
             torch.index_select(rows.reshape(-1, flat_NI.shape[1]), 0, self.places, out=here)
 
-    def bias(self, bias_HLL: Tensor) -> Tensor:
-        """Bias of the run's scores, [B * H, L, L]: of one example, a view."""
-        bias_HLL = bias_HLL[:, : self.longest, : self.longest]
+    def bias(self, bias_HR: Tensor) -> Tensor:
+        """Bias of the run's scores, [B * H, L, L], smallest at padding, from that by distance, [H, 2 M - 1]."""
+        middle = bias_HR.shape[1] // 2
+        # Query i and key j are j - i apart: windows of L distances, the last one first.
+        near_HR = bias_HR[:, middle + 1 - self.longest : middle + self.longest]
+        bias_HLL = near_HR.unfold(1, self.longest, 1).flip(1)
         if self.examples == 1:
             return bias_HLL
         bias_BHLL = bias_HLL.expand(self.examples, *bias_HLL.shape)
-        if self.mask_BL is not None:
-            bias_BHLL = bias_BHLL.masked_fill(~self.mask_BL[:, None, None, :], -torch.inf)
+        if self.places is not None:
+            beyond_BL = torch.arange(self.longest, device=bias_HR.device) >= self.lengths_B[:, None]
+            bias_BHLL = bias_BHLL.masked_fill(beyond_BL[:, None, None, :], -torch.inf)
         return bias_BHLL.reshape(-1, self.longest, self.longest)
 
 
@@ -100,11 +106,11 @@ def make_runs(lengths_B: NDArray[np.int64], heads: int, device: torch.device) ->
         lengths = lengths_B[low:high]
         longest = int(lengths.max())
         there = np.arange(longest) < lengths[:, None]
-        places = mask = None
+        places = None
         if not there.all():
             places = torch.from_numpy(np.flatnonzero(there)).to(device, non_blocking=True)
-            mask = torch.from_numpy(there).to(device, non_blocking=True)
-        runs.append(Run(int(starts[low]), int(starts[high]), high - low, longest, places, mask))
+        in_run_B = torch.from_numpy(lengths.astype(np.int64)).to(device, non_blocking=True)
+        runs.append(Run(int(starts[low]), int(starts[high]), high - low, longest, places, in_run_B))
     return runs
 
 
@@ -130,12 +136,9 @@ def distance_bias(model: Any, longest: int) -> Tensor:
 
 def grouped_attention(model: Any, lengths_B: NDArray[np.int64]) -> GroupedAttention:
     """`GroupedAttention` of a model's encoder for examples of the given lengths that lie end to end."""
-    longest = int(lengths_B.max())
-    by_distance = distance_bias(model, longest)
-    # Query i and key j are j - i apart: windows of L distances, the last one first.
-    bias_HLL = by_distance.unfold(1, longest, 1).flip(1)
-    runs = make_runs(lengths_B, len(by_distance), by_distance.device)
-    return GroupedAttention(runs, bias_HLL, int(model.config.d_kv))
+    bias_HR = distance_bias(model, int(lengths_B.max())).contiguous()
+    runs = make_runs(lengths_B, len(bias_HR), bias_HR.device)
+    return GroupedAttention(runs, bias_HR, int(model.config.d_kv))
 
 
 class GroupedAttention:
@@ -143,13 +146,23 @@ class GroupedAttention:
 
     Args:
         runs: from `make_runs`.
-        bias_HLL: [H, L, L] position bias of the longest example; learns nothing.
+        bias_HR: [H, 2 M - 1] position bias by distance, M at least the longest example; learns nothing.
         width: W.
     """
 
-    def __init__(self, runs: list[Run], bias_HLL: Tensor, width: int) -> None:
-        self.runs, self.width = runs, width
-        self.biases = [run.bias(bias_HLL) for run in runs]  # of all layers
+    def __init__(self, runs: list[Run], bias_HR: Tensor, width: int) -> None:
+        self.runs, self.bias_HR, self.width = runs, bias_HR, width
+        self.kernels = kernels_for(bias_HR)
+        # Of all layers; the kernels look biases up by distance.
+        self.biases = [] if self.kernels else [run.bias(bias_HR) for run in runs]
+
+    def weights(self, number: int, query: Tensor, key: Tensor) -> Tensor:
+        """What each query of run `number` gives to each key, [B * H, L, L], from [B * H, L, W] each."""
+        if self.kernels is None:
+            return torch.baddbmm(self.biases[number], query, key.mT).softmax(-1)
+        scores = torch.bmm(query, key.mT)
+        self.kernels.softmax_with_bias(scores, self.bias_HR, self.runs[number].lengths_B)
+        return scores
 
     def __call__(self, query_NI: Tensor, key_NI: Tensor, value_NI: Tensor) -> Tensor:
         """[N, I] mixed values; T5 does not scale its scores."""
@@ -162,9 +175,9 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, query_NI: Tensor, key_NI: Tensor, value_NI: Tensor, by: GroupedAttention) -> Tensor:
         mixed_NI = torch.empty_like(query_NI)
         kept = []
-        for run, bias in zip(by.runs, by.biases, strict=True):
+        for number, run in enumerate(by.runs):
             query, key, value = (run.heads(flat, by.width) for flat in (query_NI, key_NI, value_NI))
-            weights = torch.baddbmm(bias, query, key.mT).softmax(-1)
+            weights = by.weights(number, query, key)
             run.put_product(weights, value, mixed_NI)
             kept += [query, key, value, weights]
         ctx.by = by
