@@ -121,19 +121,23 @@ def test_losses_and_prompt_gradients_are_those_of_transformers_in_float64(
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_in_bfloat16_it_is_as_near_to_float32_as_transformers_is(projection: str) -> None:
-    rng = np.random.default_rng(0)
-    texts = [rng.integers(1, 50, n).tolist() for n in (5, 17, 18, 40)]
+    """In the middle of several draws: a relu that rounding turns on or off decides a single one, for either side."""
     words, which = [[7], [8, 9], [10], [11]], [0, 1, 1, 0]
-    gradients = {}
-    for name, way, dtype in (
-        ("exact", plain, torch.float32), ("theirs", plain, torch.bfloat16), ("ours", packed, torch.bfloat16),
-    ):  # fmt: skip
-        model = tiny(projection, dtype=torch.bfloat16).to(dtype)  # weights that bfloat16 holds
-        prompts_KPD = drawn_prompts(torch.bfloat16).detach().to(dtype).requires_grad_()
-        losses_B = way(model, prompts_KPD, texts, words, which)
-        gradients[name] = torch.autograd.grad(losses_B.sum(), prompts_KPD)[0].float()
-    error, their_error = ((gradients[name] - gradients["exact"]).norm() for name in ("ours", "theirs"))
-    assert 0 < error < 1.5 * their_error
+    ratios = []
+    for seed in range(11):
+        rng = np.random.default_rng(seed)
+        texts = [rng.integers(1, 50, n).tolist() for n in (5, 17, 18, 40)]
+        gradients = {}
+        for name, way, dtype in (
+            ("exact", plain, torch.float32), ("theirs", plain, torch.bfloat16), ("ours", packed, torch.bfloat16),
+        ):  # fmt: skip
+            model = tiny(projection, dtype=torch.bfloat16).to(dtype)  # weights that bfloat16 holds
+            prompts_KPD = drawn_prompts(torch.bfloat16).detach().to(dtype).requires_grad_()
+            losses_B = way(model, prompts_KPD, texts, words, which)
+            gradients[name] = torch.autograd.grad(losses_B.sum(), prompts_KPD)[0].float()
+        error, their_error = ((gradients[name] - gradients["exact"]).norm() for name in ("ours", "theirs"))
+        ratios.append(float(error / their_error))
+    assert 0 < np.median(ratios) < 1.3
 
 
 def test_an_example_sees_no_other_and_no_other_prompt() -> None:
