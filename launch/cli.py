@@ -54,7 +54,8 @@ def demo(
 def pretrain(context: typer.Context, config: Config) -> None:
     """Pre-train prompt groups: starts the DeepSpeed launcher.
 
-    Options of the launcher (--num_gpus, --hostfile, --master_port, ...) go before the settings.
+    CONFIG is a YAML file or the name of a preset (t5-small to t5-xxl, mt5-xxl). After it come settings as KEY=VALUE
+    (all of them: docs/pretraining.md, "Settings") and options of the launcher (--num_gpus, --hostfile, ...).
 
     Example: ppt pretrain pretrain.yaml steps=2000 processes=2
     """

@@ -53,7 +53,16 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
     Returns:
         The settings and the flags, each in the order given.
+
+    Raises:
+        UserError: a setting is written as a flag.
     """
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").replace("-", "_").partition("=")
+        if argument.startswith("--") and name in PretrainSettings.model_fields:
+            raise UserError(
+                f"{argument} is a setting and no flag of the launcher; write {name}={value or '...'}"
+            )
     overrides: list[str] = []
     flags: list[str] = []
     for position, argument in enumerate(arguments):

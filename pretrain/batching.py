@@ -150,43 +150,13 @@ def collate(
     labels = [example.label if isinstance(example, Example) else -1 for example in examples]
     rendered = Rendered(*end_to_end(inputs), np.array(labels, np.int64))
     weights = np.ones(len(labels)) if example_weights is None else np.asarray(example_weights)
-    targets = end_to_end(target_ids)
-    return collate_flat(rendered, np.asarray(prompt_ids), *targets, weights, pad_id, start_id, count)
-
-
-def collate_flat(
-    rendered: Rendered,
-    prompt_ids: npt.NDArray[np.integer],
-    target_ids: IntArray,
-    target_offsets: npt.NDArray[np.int64],
-    example_weights: npt.NDArray[np.floating],
-    pad_id: int,
-    start_id: int,
-    count: Count = "label",
-) -> Batch:
-    """`collate` for B examples that lie end to end, without a loop over them.
-
-    Args:
-        rendered: the examples.
-        prompt_ids: [B].
-        target_ids: all targets end to end.
-        target_offsets: [B + 1] where each starts.
-        example_weights: [B].
-        pad_id, start_id, count: as `collate`.
-
-    Raises:
-        ValueError: as `collate`.
-    """
     if not len(rendered):
         raise ValueError("a batch needs at least one example")
     input_ids_BL, mask_BL = _padded(rendered.input_ids, rendered.offsets, pad_id)
-    return Batch(
-        input_ids_BL=torch.from_numpy(input_ids_BL),
-        mask_BL=torch.from_numpy(mask_BL),
-        **_targets(
-            rendered, prompt_ids, target_ids, target_offsets, example_weights, pad_id, start_id, count
-        ),
+    targets = _targets(
+        rendered, np.asarray(prompt_ids), *end_to_end(target_ids), weights, pad_id, start_id, count
     )
+    return Batch(input_ids_BL=torch.from_numpy(input_ids_BL), mask_BL=torch.from_numpy(mask_BL), **targets)
 
 
 def pack_flat(
@@ -200,7 +170,19 @@ def pack_flat(
     start_id: int,
     count: Count = "label",
 ) -> PackedBatch:
-    """`collate_flat` without padding of the inputs; `prompt_len` places are left free before each example.
+    """Put examples that lie end to end into one batch as they lie, each after places left free for its prompt.
+
+    Args:
+        rendered: the examples.
+        prompt_len: places left free.
+        prompt_ids: [B].
+        target_ids: all targets end to end, each as `collate` takes it.
+        target_offsets: [B + 1] where each starts.
+        example_weights: [B].
+        pad_id, start_id, count: as `collate`.
+
+    Returns:
+        The batch, on the CPU.
 
     Raises:
         ValueError: as `collate`.

@@ -109,7 +109,15 @@ def lost_process() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        signs = ("connection", "gloo", "nccl", "peer", "socket", "broken pipe", "timed out")
+        signs = (
+            "gloo",
+            "nccl",
+            "closed by peer",
+            "reset by peer",
+            "broken pipe",
+            "timed out waiting",
+            "socket timeout",
+        )
         if not isinstance(error, torch.distributed.DistError) and not any(
             sign in reason.lower() for sign in signs
         ):

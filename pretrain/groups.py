@@ -115,11 +115,16 @@ def open_groups(settings: PretrainSettings, tokenizer: Tokenizer) -> list[Group]
             )
         corpus.tokenizer = tokenizer  # of the same vocabulary; else each format would load one more
         words = corpus.label_words
-        verbalizer = (
-            Verbalizer.letters(tokenizer, len(words))
-            if name in CHOICE_FORMATS
-            else Verbalizer(tokenizer, words)
-        )
+        try:
+            letters = name in CHOICE_FORMATS
+            verbalizer = (
+                Verbalizer.letters(tokenizer, len(words)) if letters else Verbalizer(tokenizer, words)
+            )
+        except UserError as error:
+            raise UserError(
+                f"{name} asks for {', '.join(words)}, and the backbone cannot say that: {error}; train the vocabulary on text "
+                "that holds these words, or leave the format out of formats"
+            ) from error
         for split in SPLITS:
             if not corpus.split(split):
                 raise UserError(f"{settings.corpora}/{name} has no {split} examples; build it from more text")

@@ -271,6 +271,8 @@ def _why(pick: Prediction, best: Sequence[Prediction]) -> str:
                 f"the layers it computes with, from {'host memory' if strategy.offload == 'cpu' else 'disk'},"
             )
         why = f"each {device} holds {holds} and peaks at {uses}"
+        if strategy.offload != "none" and not fleet.device.is_cpu:
+            why += f"; its machine needs {max(pick.host_loading, pick.host_running) / GIB:.0f} GiB of host memory"
         whole = [
             one
             for one in best

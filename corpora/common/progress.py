@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.progress import (
     Progress as RichProgress,
 )
+from rich.table import Column
 
 LOG_EVERY = 10.0  # seconds between log lines when there is no terminal
 
@@ -70,14 +71,18 @@ class Progress:
         if not self._quiet and sys.stderr.isatty():
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                # The note gives way first: on a narrow terminal the count and the time left have to stay.
+                TextColumn(
+                    "{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                ),
                 console=_console,
                 transient=False,
+                expand=True,
             )
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")

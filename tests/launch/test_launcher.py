@@ -93,3 +93,9 @@ def test_every_preset_loads_and_clips_each_prompt_on_its_own() -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(UserError, match='did you mean "t5-large"'):
         config_path("t5-larg")
+
+
+@pytest.mark.parametrize(("argument", "remedy"), [("--steps=20", "steps=20"), ("--batch-size", "batch_size=...")])  # fmt: skip
+def test_a_setting_written_as_a_flag_is_refused_here_and_not_by_deepspeed(argument: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=f"no flag of the launcher; write {remedy}"):
+        split_arguments(["--num_gpus", "2", argument])

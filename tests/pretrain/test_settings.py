@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 
 from corpora.common.errors import UserError
 from corpora.common.settings import load_settings, make_settings
-from pretrain.settings import PretrainSettings, check_inputs, learning_rate_scale, read_deepspeed_config
+from pretrain.settings import (
+    FREE_KEYS,
+    PretrainSettings,
+    check_inputs,
+    learning_rate_scale,
+    read_deepspeed_config,
+)
 
 REQUIRED = {"out": "run", "corpora": "build", "backbone": "model"}
 
@@ -85,3 +92,12 @@ def test_a_deepspeed_file_that_would_clip_cast_or_update_is_refused(
     (tmp_path / "ds.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=reason):
         read_deepspeed_config(tmp_path / "ds.json")
+
+
+def test_the_page_on_pre_training_lists_every_setting_and_marks_those_that_may_change() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pretraining.md").read_text(encoding="utf-8")
+    table = page.split("## Settings")[1].split("## ")[0]
+    keys = "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    named = dict(re.findall(r"`(\w+)`(\\\*)?", keys))
+    assert set(PretrainSettings.model_fields) == set(named)
+    assert {key for key, mark in named.items() if mark} == FREE_KEYS
