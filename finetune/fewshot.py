@@ -14,12 +14,11 @@ from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.choices import full_tuning
 from finetune.full_tuning import FullTuner
-from finetune.methods import Method
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results
 from finetune.schedule import Schedule
 from finetune.settings import FewshotSettings
-from finetune.shares import FOLDER, Share, ShareRows, shared_rows
+from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
@@ -27,7 +26,7 @@ LOOK_EVERY = 1.0  # seconds between looks at the rows of the other processes
 Advance = Callable[[int], None]
 
 
-def run_fewshot(settings: FewshotSettings, share: Share = Share()) -> Path:
+def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     """Run every cell that has no row yet.
 
     Args:
@@ -102,38 +101,30 @@ def _tune(
         Rows of each choice as it is done.
     """
     for which in ("main", "lm"):
-        mine = _mine(
-            workshop, choices, results, share, lambda spec: spec.trains == "prompt" and spec.backbone == which
-        )
-        if mine:
-            schedule = Schedule(
-                workshop, which, mine, share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
-            )
+        kind = [choice for choice in choices if _is_prompts(choice, which)]
+        if mine := _mine(workshop, kind, results, share):
+            path = share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
+            schedule = Schedule(workshop, which, mine, path)
             advance(schedule.steps_done())
             yield from schedule.run(advance)
-    mine = _mine(workshop, choices, results, share, lambda spec: spec.trains == "backbone")
-    if mine:
+    kind = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if mine := _mine(workshop, kind, results, share):
         tuner = FullTuner(workshop.trainable_backbone())
         for choice in mine:
             yield full_tuning(workshop, choice, tuner, advance)
 
 
-def _mine(
-    workshop: Workshop,
-    choices: Sequence[Choice],
-    results: KnownRows,
-    share: Share,
-    of_kind: Callable[[Method], bool],
-) -> list[Choice]:
-    """What is left of this process's part of the choices of a kind."""
-    kind = [choice for choice in choices if of_kind(choice.cells[0].row.spec)]
-    mine = share.of(
-        kind,
-        [workshop.cost(choice.cells, choice.steps) for choice in kind]
-        if share.world > 1
-        else [0.0] * len(kind),
-    )
-    return [choice for choice in (unfinished(choice, results) for choice in mine) if choice is not None]
+def _is_prompts(choice: Choice, which: str) -> bool:
+    spec = choice.cells[0].row.spec
+    return spec.trains == "prompt" and spec.backbone == which
+
+
+def _mine(workshop: Workshop, kind: Sequence[Choice], results: KnownRows, share: Share) -> list[Choice]:
+    """What is left of this process's part of some choices."""
+    alone = share.world == 1
+    costs = [0.0 if alone else workshop.cost(choice.cells, choice.steps) for choice in kind]
+    found = [unfinished(choice, results) for choice in share.of(kind, costs)]
+    return [choice for choice in found if choice is not None]
 
 
 def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:

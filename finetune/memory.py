@@ -30,4 +30,6 @@ def peak_bytes(device: torch.device) -> int:
         found = re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
         if found:
             return 1024 * int(found[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes; no run was made there
+    return (
+        1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )  # macOS counts bytes; no run was made there

@@ -23,7 +23,6 @@ from pretrain.backbone import Backbone, load_backbone
 from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.prompts import init_prompt
 
-
 COST_SAMPLE = 8  # rows whose lengths stand for a task's
 
 

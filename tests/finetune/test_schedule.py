@@ -55,7 +55,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     patience=st.sampled_from([None, 1, 2]),
     batch_tokens=st.sampled_from([64, 200, 2000]),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_trials_in_any_number_of_places_end_as_each_does_alone(
     pool: tuple[Any, list[Trial]],
     picks: list[tuple[int, int]],
