@@ -13,11 +13,12 @@ import torch
 
 from corpora.common.errors import MachineError
 from corpora.common.files import write_text_atomic
+from finetune.calibrate import ItemSet, score_sets
 from finetune.full_tuning import FullTuner
 from finetune.methods import METHODS
 from finetune.plan import Choice
 from finetune.results import ResultRow, best_first
-from finetune.score import Scores, score_items
+from finetune.score import ANYWHERE, Scores
 from finetune.settings import FewshotSettings
 from finetune.tune import Outcome, TuneOptions
 from finetune.workshop import Cell, Workshop
@@ -117,24 +118,26 @@ def _score_test(
     began = time.perf_counter()
     if tuner is None:
         assert isinstance(outcome.best, torch.Tensor)
-        backbone, prompts_KPD = workshop.backbone(cell.row.spec.backbone), outcome.best[None]
+        net = workshop.net(cell.row.spec.backbone)
+        backbone, options, prompts_KPD = net.backbone, net.options, outcome.best[None]
     else:
         assert isinstance(outcome.best, dict)
-        backbone, prompts_KPD = tuner.load(outcome.best), None
-    scores = score_items(
+        backbone, options, prompts_KPD = tuner.load(outcome.best), ANYWHERE, None
+    verbalizer = workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer
+    (scores,) = score_sets(
         backbone,
-        workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer,
-        items,
+        [ItemSet(items, verbalizer, content_free=workshop.content_free(cell, items))],
         prompts_KPD,
         batch_tokens=settings.micro_batch_tokens,
         length_normalised=settings.length_normalised,
+        options=options,
     )
     row["test_seconds"] = round(time.perf_counter() - began, 3)
     row["test"] = scores.accuracy
     row["test_loss"] = scores.loss
     row["test_vocabulary"] = scores.vocabulary_accuracy
     # A row's own options may be fewer than the task's most; those it lacks score minus infinity.
-    row["test_chance"] = float(np.mean(1 / (~np.isneginf(scores.log_probs)).sum(axis=1)))
+    row["test_chance"] = float(np.mean(1 / scores.n_labels))
     if "macro_f1" in task.also:
         row["test_f1"] = scores.macro_f1
     _write_predictions(workshop, cell, row, scores)

@@ -45,7 +45,8 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     workshop = Workshop(settings)
     choices = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out if share.first else share.folder(out)):
-        results = _begin(out, settings, choices) if share.first else ShareRows(out, share.rank)
+        first = _begin(out, settings, choices) if share.first else None
+        results: KnownRows = first or ShareRows(out, share.rank)
         left = [
             choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
         ]
@@ -53,13 +54,13 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
             for rows in _tune(workshop, choices, results, share, progress.advance):
                 results.add(rows)
                 progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
-                if share.first:
-                    _take_over(out, results, progress.advance)
-            while share.first and any(unfinished(choice, results) for choice in choices):
+                if first:
+                    _take_over(out, first, progress.advance)
+            while first and any(unfinished(choice, first) for choice in choices):
                 time.sleep(LOOK_EVERY)  # the launcher ends this process when another one dies
-                _take_over(out, results, progress.advance)
-        if share.first:
-            _end(out, results, choices)
+                _take_over(out, first, progress.advance)
+        if first:
+            _end(out, first, choices)
     return out
 
 

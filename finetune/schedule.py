@@ -129,7 +129,7 @@ class Schedule:
 
     def _save(self) -> None:
         outcomes = dict(self.done)
-        places = []
+        places: list[dict[str, Any] | None] = []
         for name, place in zip(self.names, self.bank.places, strict=True):
             if name is None or place is None:
                 places.append(None)

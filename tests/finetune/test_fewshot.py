@@ -31,9 +31,9 @@ def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
     scored: dict[str, list[bytes]] = {"tuning": [], "end": []}
 
     def counting(when: str, real: Any) -> Any:
-        def score(backbone: Any, verbalizer: Any, items: Any, *rest: Any, **options: Any) -> Any:
-            scored[when] += [item.input_ids.tobytes() for item in items]
-            return real(backbone, verbalizer, items, *rest, **options)
+        def score(backbone: Any, sets: Any, *rest: Any, **options: Any) -> Any:
+            scored[when] += [item.input_ids.tobytes() for one in sets for item in one.items]
+            return real(backbone, sets, *rest, **options)
 
         return score
 
@@ -42,7 +42,7 @@ def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
         (finetune.full_tuning, "tuning"),
         (finetune.choices, "end"),
     ):
-        monkeypatch.setattr(module, "score_items", counting(when, module.score_items))
+        monkeypatch.setattr(module, "score_sets", counting(when, module.score_sets))
     settings = small_run(methods=["ft", "vanilla_pt", "ppt"], processes=1)
     rows = read_rows(run_fewshot(settings))
     chosen = [row for row in rows if row["chosen"]]
