@@ -120,7 +120,7 @@ class Bench:
         self._tried: dict[str, dict[str, float]] = {"together": {}, "one_by_one": {}, "peft_loop": {}}
         laid_open = Side(Cells, ground.values)
         self._cells: list[LoopCell] = laid_open.ask("all")
-        self._first_step = laid_open.ask("first_step", dtype="float32")
+        self._first_step = laid_open.ask("first_step")
         laid_open.close()
         alone = plan.rates[: plan.rates_alone]
         names = {f"{seed} {rate:g}" for seed in plan.seeds for rate in alone}
@@ -168,11 +168,9 @@ class Bench:
         """What is measured in each round, by name, each at the settings that its trials chose."""
         values, cores = self._ground.values, len(os.sched_getaffinity(0))
         many = {"prompts_together": len(self._cells), "processes": 1}
-        one = {
-            "prompts_together": 1,
-            "processes": 1,
-            "learning_rates": values["learning_rates"][: self._plan.rates_alone],
-        }
+        one: Values = {"prompts_together": 1, "processes": 1}
+        if self._repeats > 1:
+            one["learning_rates"] = values["learning_rates"][: self._plan.rates_alone]
         works: dict[str, Any] = {}
         dtype = DTYPES[self._device][-1]
         if "together" in self._sides:

@@ -98,18 +98,17 @@ class Cells:
             eps=1e-8 / rms, word_ids=[ids[0] for ids in words.ids], sentinel=int(words.target_ids(0, closing=False)[0]),
         )  # fmt: skip
 
-    def first_step(self, dtype: str) -> tuple[float, np.ndarray]:
-        """Loss, and gradient [P, D] of the prompt, of the first cell's first batch, by the product's forward pass."""
+    def first_step(self) -> tuple[float, np.ndarray]:
+        """Loss, and gradient [P, D] of the prompt, of the first cell's first batch, by the product's forward pass in float32."""
         import torch
 
         from corpora.rendering import Rendered
-        from pretrain.backbone import load_backbone
         from pretrain.batching import end_to_end, example_losses, pack_flat
         from pretrain.forward import PromptedBackbone, run_batch
 
         trial = self._workshop.trial(self._cells[0])
         items = [trial.train[place] for place in trial.order[0]]
-        backbone = load_backbone(self._settings.backbone, dtype, self._settings.resolved_device)
+        backbone = self._workshop.backbone("main")
         rendered = Rendered(
             *end_to_end([item.input_ids for item in items]), np.array([item.label for item in items])
         )
@@ -132,13 +131,26 @@ class Ours:
     """`ppt fewshot`."""
 
     def __init__(self) -> None:
-        import torch
-
         import finetune.fewshot
         from corpora.common.progress import be_quiet
 
         be_quiet()
-        self._run, self._torch = finetune.fewshot.run_fewshot, torch
+        self._run = finetune.fewshot.run_fewshot
+        self._together = 0
+        self._count_prompts()
+
+    def _count_prompts(self) -> None:
+        """From now on know how many prompts a step moves."""
+        from pretrain.prompts import PromptBank
+
+        step = PromptBank.step
+
+        def counted(bank: Any, lr_scale_K: Any = None, active_K: Any = None) -> Any:
+            moved = len(bank.prompts_KPD) if active_K is None else int(active_K.sum())
+            self._together = max(self._together, moved)
+            return step(bank, lr_scale_K, active_K)
+
+        PromptBank.step = counted  # type: ignore[method-assign]
 
     def run(self, values: dict[str, Any]) -> dict[str, Any]:
         """Tune all cells of some settings.
@@ -146,7 +158,11 @@ class Ours:
         One process is this one, its imports done. Several are started by the command, whose own start counts.
 
         Returns:
-            `seconds`, from nothing loaded to all rows written; `cells`: name -> `seconds` and `curve`; `peak_gb` of a GPU.
+            `seconds`, from nothing loaded to all rows written; `cells`: name -> `seconds` and `curve`; `together`: most prompts
+            that a step of this process moved; `peak_gb` of memory.
+
+        Raises:
+            RuntimeError: a cell diverged, or `prompts_together` was passed over.
         """
         from corpora.common.settings import save_settings
         from finetune.settings import FewshotSettings
@@ -166,20 +182,22 @@ class Ours:
 
             save_settings(Path(folder) / "fewshot.yaml", settings)
             took = seconds(work)
-            return {"seconds": took, "cells": _cells(Path(folder) / "run"), "peak_gb": self._peak()}
+            if self._together > settings.prompts_together:
+                raise RuntimeError(
+                    f"{self._together} prompts in a step, at most {settings.prompts_together} asked for"
+                )
+            cells, peak = _cells(Path(folder) / "run")
+        return {"seconds": took, "cells": cells, "together": self._together or None, "peak_gb": peak}
 
-    def _peak(self) -> float | None:
-        cuda = self._torch.cuda
-        return cuda.max_memory_allocated() / 1e9 if cuda.is_available() else None
 
-
-def _cells(run: Path) -> dict[str, Any]:
-    """What a run wrote about its cells.
+def _cells(run: Path) -> tuple[dict[str, Any], float]:
+    """What a run wrote about its cells, and the most memory that a process held, in GB.
 
     Raises:
         RuntimeError: one diverged: it did fewer steps than the others' cells.
     """
     found: dict[str, Any] = {}
+    peak = 0.0
     for line in (run / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
         if row["diverged"] is not None:
@@ -187,11 +205,10 @@ def _cells(run: Path) -> dict[str, Any]:
                 f"seed {row['seed']} at {row['learning_rate']} diverged: the sides' work differs"
             )
         curve = (run / "curves" / f"{row['cell']}.jsonl").read_text().splitlines()
-        found[CELL.format(**row)] = {
-            "seconds": row["seconds"],
-            "curve": [json.loads(point) for point in curve],
-        }
-    return found
+        peak = max(peak, (row["peak_bytes"] or 0) / 1e9)
+        curve = [json.loads(point) for point in curve]
+        found[CELL.format(**row)] = {"seconds": row["seconds"], "curve": curve}
+    return found, peak
 
 
 class OneThread(Products):

@@ -71,7 +71,7 @@ def test_the_plain_loop_has_our_loss_and_gradient_in_one_pass_or_two(benches: An
     cells = benches("fewshot_sides").Cells(ground.values)
     rival = benches("fewshot_rival")
     loop = rival.PeftLoop(Path(ground.values["backbone"]), cells.all())
-    loss, grad = cells.first_step("float32")
+    loss, grad = cells.first_step()
     for micro in (16, 8):
         choice = rival.Choice("float32", micro=micro)
         theirs, their_grad = loop.first_step(choice)
