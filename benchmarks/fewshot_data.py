@@ -54,7 +54,7 @@ class Plan:
 
 PLANS = {
     "tiny": Plan(4, 2, 1, 1, 0, SEEDS[:2], RATES[:2]),
-    "pocket": Plan(POCKET_PROMPT, 20, 3, len(RATES), 2),
+    "pocket": Plan(POCKET_PROMPT, 10, 3, len(RATES), 2),
     "t5-base": Plan(),
     "t5-large": Plan(epochs=10, rounds=2, rates_alone=len(RATES), trial_epochs=1),
     "t5-xxl": Plan(),

@@ -46,7 +46,7 @@ def figures(
     for name, results in rounds.items():
         found[name] = _side(counted, results, [max(one.values()) for one in ceilings], steps)
         print(
-            f"{shape} {name:<20} {found[name]['median_seconds']:>8.1f} s {found[name]['cell_step_milliseconds']:>8.2f} ms a step of a "
+            f"{shape} {name:<20} {found[name]['median_seconds']:>8.1f} s ({statistics.median(found[name]['tuning_seconds']):.1f} s tuning) {found[name]['cell_step_milliseconds']:>8.2f} ms a step of a "
             f"cell  {found[name]['ceiling_share']:>6.1%} of the ceiling, {found[name]['ceiling_share_all']:.1%} with attention and "
             f"decoder counted; {told(found[name]['settings']) or 'default settings'}",
             flush=True,
@@ -65,12 +65,13 @@ def _side(counted: Count, results: list[Result], tops: list[float], steps: int) 
     best_dev = [max(point["dev"] for point in cell["curve"]) for cell in results[0]["cells"].values()]
     return {
         "seconds": took,
+        "tuning_seconds": [one["tuning"] for one in results],
         "median_seconds": statistics.median(took),
         "cell_step_milliseconds": 1e3 * statistics.median(took) / steps,
         "ceiling_share": share,
         "ceiling_share_all": share * counted.flops / counted.encoder,
         "best_dev": statistics.mean(best_dev),
-        **{name: value for name, value in results[0].items() if name not in ("seconds", "cells")},
+        **{name: value for name, value in results[0].items() if name not in ("seconds", "tuning", "cells")},
     }
 
 
