@@ -115,7 +115,10 @@ def report(
         pictures, result_sections = results(rows, places, shots, rates, seeds, table, comparisons)
         sections += result_sections
         if reference:
-            sections.insert(len(missing) + 1, reference_section(places, shots))
+            first = [
+                section.title.startswith(("Test accuracy", "Comparisons")) for section in result_sections
+            ]
+            sections.insert(len(missing) + sum(first), reference_section(places, shots))
         sections += words(read, places, shots, backbone)
     for number, run in enumerate(metrics):
         picture = plots.pretraining(

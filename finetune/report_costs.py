@@ -130,9 +130,9 @@ def costs_table(costs: dict[tuple[Line, str, int], Cost], shots: dict[str, int])
         "trained numbers",
         "stored a task",
         "peak memory",
-        "s a cell",
-        "s the grid",
-        "s to score",
+        "one cell, s",
+        "one grid, s",
+        "scoring, s",
     )
     return Table(head, tuple(body))
 

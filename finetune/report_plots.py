@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -228,6 +230,25 @@ def efficiency(places: Places) -> Picture | None:
     )
 
 
+def _reach(comparisons: Sequence[Comparison]) -> float:
+    """How far from zero an axis has to go, in points, to hold every 95 % interval."""
+    intervals = [one.paired.interval() for one in comparisons if one.paired]
+    return min(100.0, 105 * max(0.01, *(abs(end) for ends in intervals if ends for end in ends), 0.0))
+
+
+def _draw_difference(axis: Axes, one: Comparison, y: int, ink: str) -> None:
+    assert one.paired is not None and one.level is not None
+    for level, width, alpha in ((one.level, 0.9, 0.6), (1 - ALPHA, 2.6, 0.85)):
+        ends = one.paired.interval(level)
+        if ends:
+            x = [100 * end for end in ends]
+            axis.plot(x, [y, y], color=ink, linewidth=width, alpha=alpha, solid_capstyle="butt")
+    fill = ink if one.winner else "white"
+    axis.plot(
+        100 * one.paired.mean, y, "o", markersize=4.6, markeredgewidth=1.2, markeredgecolor=ink, markerfacecolor=fill
+    )  # fmt: skip
+
+
 def differences(comparisons: Sequence[Comparison], shots: Mapping[str, int]) -> Picture | None:
     """Paired differences with their intervals (a forest plot): a panel for all tasks and one for each task.
 
@@ -240,46 +261,31 @@ def differences(comparisons: Sequence[Comparison], shots: Mapping[str, int]) -> 
     """
     judged = [one for one in comparisons if one.paired and one.level is not None]
     pairs = list(dict.fromkeys((one.one, one.other) for one in judged))
-    pairs.sort(key=lambda pair: (pair[0], pair[1]))
     panels: dict[str, list[Comparison]] = {}
     for one in judged:
         same = one.task is None or one.shots == shots.get(one.task)
-        title = one.task or "all tasks"
+        title = one.task or "all tasks (own scale)"
         panels.setdefault(title if same else f"{title}, {one.shots} examples", []).append(one)
     if not panels:
         return None
     colours = {line: style[0] for line, style in _styles(sorted({pair[0] for pair in pairs})).items()}
-    figure, axes = make_panels(list(panels), 0.6 + 0.19 * len(pairs), 1)
-    reach = [
-        abs(end) for one in judged for end in ((one.paired.interval() if one.paired else None) or (0.0,))
-    ]
-    limit = min(100.0, 105 * max(0.02, *reach))
+    columns = math.ceil(len(panels) / math.ceil(len(panels) / PANELS))  # rows of panels as even as they go
+    figure, axes = make_panels(list(panels), 0.6 + 0.19 * len(pairs), 1, columns)
+    limits = {
+        together: _reach([one for one in judged if (one.task is None) == together])
+        for together in (True, False)
+    }
     for number, (axis, some) in enumerate(zip(axes, panels.values(), strict=True)):
         axis.axvline(0, color=QUIET, linewidth=0.9)
         for one in some:
-            y = pairs.index((one.one, one.other))
-            assert one.paired is not None and one.level is not None
-            for level, width, alpha in ((one.level, 0.9, 0.6), (1 - ALPHA, 2.6, 0.85)):
-                ends = one.paired.interval(level)
-                if ends:
-                    axis.plot(
-                        [100 * end for end in ends],
-                        [y, y],
-                        color=colours[one.one],
-                        linewidth=width,
-                        alpha=alpha,
-                        solid_capstyle="butt",
-                    )
-            axis.plot(
-                100 * one.paired.mean, y, "o", markersize=4.6, markeredgewidth=1.2, markeredgecolor=colours[one.one],
-                markerfacecolor=colours[one.one] if one.winner else "white",
-            )  # fmt: skip
+            _draw_difference(axis, one, pairs.index((one.one, one.other)), colours[one.one])
+        limit = limits[some[0].task is None]
         axis.set_xlim(-limit, limit)
         axis.set_ylim(len(pairs) - 0.4, -0.6)
         axis.grid(False, axis="y")
         axis.grid(True, axis="x", color=GRID, linewidth=0.7)
         axis.set_yticks(range(len(pairs)))
-        first = number % PANELS == 0
+        first = number % columns == 0
         axis.set_yticklabels([f"{a.label} − {b.label}" if first else "" for a, b in pairs])
         label_axis(axis, "difference, points", "")
     handles: list[Any] = [
@@ -295,7 +301,8 @@ def differences(comparisons: Sequence[Comparison], shots: Mapping[str, int]) -> 
     add_legend(figure, handles, min(4, 2 * len(panels)))
     caption = (
         "Paired differences of test accuracy in points, to the right in favour of the method named first: mean over draws, "
-        "95 % interval (thick) and the one corrected for many comparisons (thin; it may leave the frame). Filled: told apart."
+        "95 % interval (thick) and the one corrected for many comparisons (thin; it may leave the frame). Filled: told apart. No "
+        "mark: one of the two has no run of its own there."
     )
     return save(figure, "differences", caption)
 

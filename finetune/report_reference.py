@@ -86,5 +86,5 @@ def reference_section(places: Places, shots: dict[str, int]) -> Section:
         body.append(tuple(entries))
     head = ["method"]
     for task in tasks:
-        head += [task, f"{task}, {known.backbone}, {UNVERIFIED}"]
+        head += [task, f"{task}, {UNVERIFIED}"]
     return Section(f"Reference figures ({UNVERIFIED})", (warning, Table(tuple(head), tuple(body))))

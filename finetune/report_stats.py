@@ -150,7 +150,7 @@ def _planned_pair(one: Line, other: Line) -> bool:
 
 def _pairs(lines: Iterable[Line]) -> list[tuple[Line, Line, bool]]:
     """(one, other, planned); where nothing planned was run, every pair is."""
-    pairs = [(one, other) for other, one in itertools.combinations(sorted(lines), 2)]
+    pairs = sorted((one, other) for other, one in itertools.combinations(sorted(lines), 2))
     some = any(_planned_pair(*pair) for pair in pairs)
     return [(one, other, _planned_pair(one, other) or not some) for one, other in pairs]
 

@@ -293,19 +293,20 @@ def main_table(
             lower = values is not f1 and (line, task, shots[task]) in apart
             entries.append(_entry(stat, n_seeds, strong, lower))
         if len(shots) > 1:
-            entries.append(_average([picked.get((line, task)) for task in shots]))
+            entries.append(_average([picked.get((line, task)) for task in shots], n_seeds))
         body.append(tuple(entries))
     head = ["method", *(f"{task} F1" if values is f1 else task for task, values in columns)]
     return Table(tuple(head + ["average"] * (len(shots) > 1)), tuple(body))
 
 
-def _average(stats: list[Stat | None]) -> Entry:
+def _average(stats: list[Stat | None], n_seeds: int) -> Entry:
     whole = [stat for stat in stats if stat is not None]
     if len(whole) < len(stats):
         return Entry(f"{len(stats) - len(whole)} {MISSING}", quiet=True)
     deviations = [stat.std for stat in whole if stat.std is not None]
     std = statistics.fmean(deviations) if deviations else None
-    return Entry(f"{percent(statistics.fmean(stat.mean for stat in whole))} ± {percent(std)}")
+    lacking = " (seeds missing)" if min(len(stat.scores) for stat in whole) < n_seeds else ""
+    return Entry(f"{percent(statistics.fmean(stat.mean for stat in whole))} ± {percent(std)}{lacking}")
 
 
 def in_order(places: Places) -> list[tuple[Line, str, int]]:

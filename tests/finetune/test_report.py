@@ -192,6 +192,7 @@ def test_a_missing_cell_is_shown_and_spoils_only_its_average(tmp_path: Path) -> 
     assert table["PPT"]["cb"] == "missing"
     assert table["PPT"]["average"] == "1 missing"
     assert table["Vanilla PT"]["sst2"].endswith("(4 of 5 seeds)")
+    assert table["Vanilla PT"]["average"].endswith("(seeds missing)")
     assert any("PPT has no result on cb" in warning for warning in result.warnings)
     assert any("Vanilla PT lacks seeds on sst2" in warning for warning in result.warnings)
 
