@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from corpora.common.errors import UserError
-from corpora.common.files import library_versions, machine_errors, write_manifest
+from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.choices import full_tuning
@@ -86,6 +86,7 @@ def _take_over(out: Path, results: Results, advance: Advance) -> None:
 
 
 def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
+    drop_partials(out)  # a process that was killed may have been writing
     with machine_errors(out / FOLDER), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(out / FOLDER)
     for note in notes(results, [choice.name for choice in choices]):
