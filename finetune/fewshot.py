@@ -14,16 +14,18 @@ from finetune.jobs import run_job
 from finetune.plan import Job, plan, unfinished
 from finetune.results import ResultRow, Results
 from finetune.settings import FewshotSettings
+from finetune.shares import Share
 from finetune.workers import run_jobs
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
 
-def run_fewshot(settings: FewshotSettings) -> Path:
+def run_fewshot(settings: FewshotSettings, share: Share = Share()) -> Path:
     """Run every cell that has no row yet.
 
     Args:
         settings: what to run and where.
+        share: this process's part, where the launcher started several.
 
     Returns:
         The run's folder: `results.jsonl`, `config.yaml`, `manifest.json`, `curves/CELL.jsonl`, and of chosen cells
@@ -47,7 +49,7 @@ def run_fewshot(settings: FewshotSettings) -> Path:
         if left < total:
             say(f"{total - left} of {total} cells are in {results.path} and are not run again")
         with Progress("few-shot tuning", sum(job.steps for job in todo), "steps") as progress:
-            if settings.processes > 1 and len(todo) > 1:
+            if share.world == 1 and (settings.processes or 1) > 1 and len(todo) > 1:
                 del workshop  # the processes load for themselves; the models here would only take room
                 finished = run_jobs(settings, todo, progress.advance)
             else:

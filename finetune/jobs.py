@@ -13,7 +13,7 @@ import torch
 
 from corpora.common.errors import MachineError
 from corpora.common.files import write_text_atomic
-from finetune.full_tuning import FullTuner
+from finetune.full_tuning import full_tuner
 from finetune.methods import METHODS
 from finetune.plan import Job
 from finetune.results import ResultRow, best_first
@@ -45,15 +45,10 @@ def run_job(workshop: Workshop, job: Job, advance: Advance) -> list[ResultRow]:
     spec = job.cells[0].row.spec
     tests: dict[str, Scores] = {}
     if spec.trains == "backbone":
-        tuner = FullTuner(workshop.backbone(spec.backbone, "float32"))
-        outcomes: list[Outcome] = []
-        for cell in job.cells:
-            outcomes.append(tuner.tune(workshop.trial(cell), options, advance))
-            rows = [_finished(key, outcome, 0.0) for key, outcome in zip(job.keys, outcomes, strict=False)]
-            best = min(rows, key=best_first)["cell"]
-            for row, outcome in zip(rows, outcomes, strict=True):
-                if row["cell"] != best:
-                    outcome.best = None  # one copy of all weights is enough
+        tuner = full_tuner(settings, settings.needs(spec.backbone), options)
+        trials = [workshop.trial(cell) for cell in job.cells]
+        rival = min((best_first(row) for row in job.known), default=None)
+        outcomes = tuner.tune_rates(trials, advance, rival)
     else:
         trials = [workshop.trial(cell) for cell in job.cells]
         outcomes = tune_prompts(workshop.backbone(spec.backbone), trials, options, advance)
@@ -62,15 +57,8 @@ def run_job(workshop: Workshop, job: Job, advance: Advance) -> list[ResultRow]:
     picked = _choose(rows, job.known)
     if spec.trains == "backbone":
         for i in picked:
-            weights = outcomes[i].best
-            assert isinstance(weights, dict)
-            tests[rows[i]["cell"]] = score_items(
-                tuner.load(weights),
-                workshop.trial(job.cells[i]).verbalizer,
-                workshop.test_items(job.cells[i]),
-                None,
-                batch_tokens=settings.micro_batch_tokens,
-                length_normalised=settings.length_normalised,
+            tests[rows[i]["cell"]] = tuner.score_best(
+                workshop.trial(job.cells[i]).verbalizer, workshop.test_items(job.cells[i])
             )
     else:
         tests = _prompt_tests(workshop, job, rows, outcomes, picked)

@@ -61,7 +61,7 @@ def plan(workshop: Workshop) -> list[Job]:
             limit = 1 if kind.startswith("ft") else settings.prompts_together
             jobs += [_job(workshop, cells) for cells in _chunks(sets, limit)]
     # The longest first, so that several processes end together; ties keep their order.
-    return sorted(jobs, key=lambda job: -job.steps) if settings.processes > 1 else jobs
+    return sorted(jobs, key=lambda job: -job.steps) if (settings.processes or 1) > 1 else jobs
 
 
 def _different(workshop: Workshop, name: str, all_shots: Sequence[int]) -> list[int]:

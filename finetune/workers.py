@@ -61,9 +61,9 @@ def run_jobs(
     Raises:
         MachineError: a process died.
     """
-    processes = min(settings.processes, len(jobs))
+    processes = min(settings.processes or 1, len(jobs))
     steps: SimpleQueue[int] = multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (settings, threads_each(settings.processes), steps)
+    arguments = (settings, threads_each(settings.processes or 1), steps)
     others = multiprocessing.active_children()
     with process_pool(processes, _start, arguments) as pool:
         try:

@@ -1,4 +1,4 @@
-"""The processes of a job, through DeepSpeed: who am I, on which device, what I share with whom, sums over all."""
+"""The processes of a job: who am I, on which device, what I share with whom, sums over all."""
 
 from __future__ import annotations
 
@@ -92,10 +92,8 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:
-            import deepspeed.comm
-
             with lost_process():
-                deepspeed.comm.barrier()
+                torch.distributed.barrier()
 
 
 @contextlib.contextmanager
@@ -182,6 +180,31 @@ def start_processes(device: str, tensor_parallel: int = 1, timeout: float = 1800
     return form_groups(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where, tensor_parallel)
 
 
+def meet_processes(device: str, timeout: float = 1800.0) -> Processes:
+    """Join the processes that the launcher started through torch alone: DeepSpeed takes seconds to import.
+
+    Where DeepSpeed is needed later, `start_processes` takes the group over.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto` for what the machine has.
+        timeout: seconds that a process waits for the others in one call.
+    """
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(where)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Processes(0, 1, where)
+    if not torch.distributed.is_initialized():
+        with lost_process():
+            torch.distributed.init_process_group(
+                "nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
+            )
+    return Processes(torch.distributed.get_rank(), world, where)
+
+
 def form_groups(rank: int, world: int, device: torch.device, tensor_parallel: int) -> Processes:
     """This process in its tensor-parallel and its data-parallel group; all processes call it together.
 
@@ -237,6 +260,13 @@ class ParallelUnit:
         return self._processes.tensor_rank
 
 
+def share_cores() -> None:
+    """Give this process its part of the machine's cores, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        beside = int(os.environ.get("LOCAL_SIZE", "1"))  # processes on this machine: set by DeepSpeed's launcher
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+
+
 def keep_freed_memory() -> None:
     """Let a CPU process keep what large tensors free for the next ones.
 
@@ -261,7 +291,5 @@ def _start_alone(deepspeed: Any) -> None:
 def end_processes() -> None:
     """Leave the group: without it a process may abort while it exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        import deepspeed.comm
-
         with contextlib.suppress(Exception):
-            deepspeed.comm.destroy_process_group()
+            torch.distributed.destroy_process_group()

@@ -33,6 +33,7 @@ def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
 ) -> None:
     """The released code scores test at every dev evaluation, for every rate."""
     import finetune.full_tuning
+    import finetune.full_weights
     import finetune.jobs
     import finetune.tune
 
@@ -45,8 +46,16 @@ def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
 
         return score
 
-    for module, when in ((finetune.tune, "tuning"), (finetune.full_tuning, "tuning"), (finetune.jobs, "end")):
+    for module, when in ((finetune.tune, "tuning"), (finetune.full_weights, "tuning"), (finetune.jobs, "end")):
         monkeypatch.setattr(module, "score_items", counting(when, module.score_items))
+    score_best = finetune.full_tuning.FullTuner.score_best
+
+    def at_the_end(tuner: Any, *arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune.full_weights, "score_items", finetune.jobs.score_items)
+            return score_best(tuner, *arguments)
+
+    monkeypatch.setattr(finetune.full_tuning.FullTuner, "score_best", at_the_end)
     settings = small_run(methods=["ft", "vanilla_pt", "ppt"], processes=1)
     rows = read_rows(run_fewshot(settings))
     chosen = [row for row in rows if row["chosen"]]
