@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import torch
 
 from corpora.formats import Verbalizer
 from finetune.draws import evaluation_steps
 from finetune.full_weights import FullWeights
 from finetune.inputs import IntArray, Item
+from finetune.memory import begin_peak, peak_bytes
 from finetune.score import Scores
 from finetune.settings import FewshotSettings
 from finetune.sharded_weights import ShardedWeights
 from finetune.tune import Outcome, Trial, TuneOptions
 
+T = TypeVar("T")
 Rank = tuple[float, float, float]  # as `results.best_first`: the lowest is the best
 
 
@@ -41,6 +46,13 @@ class Weights(Protocol):
     def recall(self) -> None:
         """Go back to what was remembered, to be scored."""
 
+    def as_the_first(self, value: T) -> T:
+        """What the first process has as `value`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
 
 def full_tuner(settings: FewshotSettings, name: str, options: TuneOptions) -> FullTuner:
     """What tunes all weights of a backbone; it is loaded once for all cells.
@@ -65,7 +77,10 @@ class FullTuner:
         self.weights, self.options = weights, options
 
     def tune_rates(
-        self, trials: Sequence[Trial], advance: Callable[[int], None] = lambda n: None, rival: Rank | None = None
+        self,
+        trials: Sequence[Trial],
+        advance: Callable[[int], None] = lambda n: None,
+        rival: Rank | None = None,
     ) -> list[Outcome]:
         """Train on trials that differ in the learning rate, one after the other.
 
@@ -100,6 +115,8 @@ class FullTuner:
             Its outcome, without the weights: `score_best` scores with them.
         """
         weights, options = self.weights, self.options
+        began = time.perf_counter()
+        begin_peak(weights.device)
         weights.reset()
         outcome = Outcome()
         due = set(evaluation_steps(len(trial.order), options.eval_every))
@@ -109,7 +126,11 @@ class FullTuner:
                 rank = (-scores.accuracy, scores.loss, trial.learning_rate)
                 wanted = rival is None or rank < rival
                 outcome.evaluated(step, scores, weights.keep if wanted else lambda: None)
-            if step == len(trial.order) or outcome.diverged is not None:
+            if (
+                step == len(trial.order)
+                or outcome.diverged is not None
+                or outcome.out_of_patience(options.patience)
+            ):
                 advance(len(trial.order) - step)
                 break
             items = [trial.train[position] for position in trial.order[step]]
@@ -118,9 +139,14 @@ class FullTuner:
                 advance(1)
             else:
                 weights.discard()
+        outcome.seconds, outcome.peak_bytes = time.perf_counter() - began, peak_bytes(weights.device)
         return outcome
 
     def score_best(self, verbalizer: Verbalizer, items: Sequence[Item]) -> Scores:
         """Scores of examples by the weights that were kept last."""
         self.weights.recall()
         return self.weights.score(verbalizer, items)
+
+    def as_the_first(self, value: T) -> T:
+        """What the first of the processes that tune together has as `value`: they must not differ in what they do."""
+        return self.weights.as_the_first(value)

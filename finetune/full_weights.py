@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pretrain.backbone_loading import stored_weights
 from pretrain.batching import Count, packed_batches
 from pretrain.packed_t5 import decode, encode, head, make_layout
 
+T = TypeVar("T")
 SPARE = 2.0  # a copy of the weights stays on the GPU where this many times its size is free, else it goes to the host
 
 
@@ -80,7 +82,7 @@ class FullWeights:
             items: examples in order of length.
             targets: of each.
         """
-        device, backbone = self.backbone.embedding_device, self.backbone
+        device, backbone = self.device, self.backbone
         lengths_B = np.array([len(item.input_ids) for item in items])
         target_lengths_B = np.array([len(ids) for ids in targets])
         layout = make_layout(lengths_B, target_lengths_B, device)
@@ -127,7 +129,7 @@ class FullWeights:
     def keep(self) -> None:
         """Remember the weights as they are, in the place of what was remembered before."""
         if not self._kept:
-            where = _room(self.backbone.embedding_device, self._parameters.values())
+            where = _room(self.device, self._parameters.values())
             self._kept = {
                 name: torch.empty_like(p, device=where, requires_grad=False)
                 for name, p in self._parameters.items()
@@ -141,6 +143,15 @@ class FullWeights:
         self._optimizer = None
         for name, parameter in self._parameters.items():
             parameter.copy_(self._kept[name])
+
+    def as_the_first(self, value: T) -> T:
+        """`value`: there is one process."""
+        return value
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.backbone.embedding_device
 
 
 def optimizer_groups(

@@ -36,6 +36,9 @@ class FewshotSettings(Settings):
     epochs: int = Field(default=50, ge=1)
     batch_size: int = Field(default=16, ge=1)
     eval_every: int = Field(default=6, ge=1)  # optimiser steps between dev scores
+    patience: int | None = Field(
+        default=None, ge=1
+    )  # stop a cell after so many dev scores without a better one
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # x the embedding RMS
     learning_rates_of: dict[str, tuple[float, ...]] = Field(
         default_factory=dict
@@ -55,14 +58,15 @@ class FewshotSettings(Settings):
     batch_tokens: int | None = Field(
         default=None, ge=64
     )  # encoder tokens of a micro-batch; None: by the device
-    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank
+    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
     processes: int | None = Field(
         default=None, ge=1
     )  # on this machine, which share the cells out; None: one a GPU, else one
+    save_seconds: float = Field(default=60.0, ge=0)  # between checkpoints of what is under way; 0: every step
     ft_zero_stage: Literal[0, 1, 2, 3] | None = (
         None  # all processes together tune each FT cell; None: one of them
     )
-    ft_dtype: Literal["float32", "bfloat16"] = "float32"  # of FT with ft_zero_stage 1 to 3; masters stay float32
+    ft_dtype: Literal["float32", "bfloat16"] = "float32"  # of FT at ZeRO 1 to 3; its masters stay float32
     keep_prompts: bool = True  # save the prompts of chosen cells
 
     @field_validator("methods", "learning_rates_of")

@@ -27,6 +27,9 @@ from pretrain.batching import collate, example_losses, packed_batches
 from pretrain.distributed import Processes, import_deepspeed, lost_process, quiet, start_processes
 
 T = TypeVar("T")
+WAIT = (
+    24 * 3600.0
+)  # seconds that a process waits for the others in one call: one may write or read a slow disk
 BUCKET = 50_000_000  # most numbers of gradients that are sent at once; DeepSpeed's own is ten times that
 PERSISTENT = 10_000  # numbers of a weight up to which ZeRO 3 leaves it whole, as in launch/zero/zero3.json
 
@@ -52,7 +55,7 @@ class ShardedWeights:
             PPTError: as `load_backbone`.
         """
         self.options, self._stage = options, stage
-        self.processes: Processes = start_processes(device)
+        self.processes: Processes = start_processes(device, timeout=WAIT)
         deepspeed = import_deepspeed(self.processes.device.type)
         config = engine_config(stage, dtype, options.clip)
         self.backbone = load_backbone(
@@ -195,6 +198,15 @@ class ShardedWeights:
                 torch.distributed.all_gather(parts, share.to(device))
             parameter.data.copy_(torch.cat(parts)[: parameter.numel()].view_as(parameter))
         self._gather_persistent()
+
+    def as_the_first(self, value: T) -> T:
+        """What the first process has as `value`."""
+        return self.processes.gather(value)[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.processes.device
 
     def _share(self, whole: Tensor) -> Tensor:
         """This process's part of a tensor as ZeRO 3 cuts it: equal parts of the flat tensor, the last one padded."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from corpora.common.errors import UserError
@@ -12,13 +14,17 @@ from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.datasets import LabelledRow, TaskData, load_task
 from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
-from finetune.methods import Row
+from finetune.methods import METHODS, Row
 from finetune.settings import FewshotSettings
 from finetune.task import PatternKind, Task
 from finetune.tune import Trial
 from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint, prompts_folder
 from pretrain.backbone import Backbone, load_backbone
+from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.prompts import init_prompt
+
+
+COST_SAMPLE = 8  # rows whose lengths stand for a task's
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class Workshop:
         self.settings = settings
         self._tasks: dict[str, Task] = {}
         self._data: dict[str, TaskData] = {}
-        self._backbones: dict[tuple[str, str], Backbone] = {}
+        self._backbones: dict[str, Backbone] = {}
+        self._nets: dict[str, PromptedBackbone] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._encoded: dict[tuple[str, str, str, int], EncodedRow] = {}
         self._renderers: dict[tuple[str, str, PatternKind], Renderer] = {}
@@ -58,18 +65,31 @@ class Workshop:
             self._data[name] = load_task(self.task(name), self.settings.data)
         return self._data[name]
 
-    def backbone(self, which: str, dtype: str | None = None) -> Backbone:
+    def backbone(self, which: str) -> Backbone:
         """The frozen backbone `main` or `lm`.
 
         Raises:
             UserError: it is not given, cannot be loaded, or its tokenizer does not fit it.
         """
-        key = (which, dtype or self.settings.dtype)
-        if key not in self._backbones:
-            self._backbones[key] = load_backbone(
-                self.settings.needs(which), dtype=key[1], device=self.settings.resolved_device
+        settings = self.settings
+        if which not in self._backbones:
+            methods = [METHODS[name] for name in settings.methods]
+            computes = any(spec.trains == "prompt" and spec.backbone == which for spec in methods)
+            self._backbones[which] = load_backbone(
+                settings.needs(which),
+                dtype=settings.dtype,
+                # Full tuning loads its own; this one is then asked what it is, and need not leave its file.
+                device=settings.resolved_device if computes else "cpu",
             )
-        return self._backbones[key]
+        return self._backbones[which]
+
+    def net(self, which: str) -> PromptedBackbone:
+        """The backbone as prompts are tuned on it: frozen, examples end to end."""
+        if which not in self._nets:
+            on_gpu = torch.device(self.settings.resolved_device).type == "cuda"
+            options = ForwardOptions("flex", compiled=True) if on_gpu else ForwardOptions()
+            self._nets[which] = PromptedBackbone(self.backbone(which), options).requires_grad_(False).eval()
+        return self._nets[which]
 
     def tokenizer(self, which: str) -> Tokenizer:
         """The tokenizer beside a backbone."""
@@ -140,6 +160,7 @@ class Workshop:
             learning_rate=cell.learning_rate,
             start_PD=self.start(cell),
             name=f"{task.name} {cell.row.method} seed {cell.seed}",
+            same_start=f"{task.name} {cell.row.method} {cell.shots} {cell.seed}",
         )
 
     def start(self, cell: Cell) -> torch.Tensor | None:
@@ -204,6 +225,15 @@ class Workshop:
         """Words of the labels, for the row: the verbalizer, or letters where each row has options of its own."""
         task = self.task(cell.task)
         return list(task.verbalizer) or list(LETTERS[: task.max_options])
+
+    def cost(self, cells: Sequence[Cell], steps: int) -> float:
+        """About how many encoder tokens some cells of one row read in all, a step back counted twice a step forward."""
+        settings, cell = self.settings, cells[0]
+        drawn = self.draw(cell.task, cell.shots, cell.seed)
+        sample = self.items(cell, "train", drawn.train[:COST_SAMPLE])
+        length = settings.prompt_len + float(np.mean([len(item.input_ids) for item in sample]))
+        scored = len(drawn.dev) * (steps / settings.eval_every + len(cells)) + len(self.test_rows(cell.task))
+        return length * (3 * steps * min(settings.batch_size, len(drawn.train)) + scored)
 
     def forget_task(self, name: str) -> None:
         """Let go of a task's rendered rows."""

@@ -155,8 +155,12 @@ def launch_fewshot(config: str | Path, arguments: list[str]) -> int:
     settings = load_settings(FewshotSettings, path, overrides)
     if not flags and (settings.processes or _devices(settings.device)) == 1:
         from finetune.fewshot import run_fewshot
+        from pretrain.distributed import end_processes
 
-        run_fewshot(settings)
+        try:
+            run_fewshot(settings)
+        finally:
+            end_processes()
         return 0
     return start_launcher(
         LAUNCH / "tune_fewshot.py",

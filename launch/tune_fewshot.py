@@ -10,7 +10,6 @@ from types import FrameType
 
 # A signal may come before there is anybody to say why the process ends.
 _stop_asked: list[int] = []
-WAIT = 7 * 24 * 3600.0  # seconds that a process which has finished its cells waits for the others
 
 
 def _ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -57,13 +56,12 @@ def main() -> int:
 
         from finetune.fewshot import run_fewshot
         from finetune.shares import Share
-        from pretrain.distributed import end_processes, lost_process, meet_processes, share_cores
+        from pretrain.distributed import end_processes, lost_process, share_machine
 
-        share_cores()
+        share_machine(settings.device or "auto")
+        rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
         with lost_process():
-            processes = meet_processes(settings.device or "auto", WAIT)
-            run_fewshot(settings, Share(processes.rank, processes.world))
-            processes.wait()
+            run_fewshot(settings, Share(rank, world))
         end_processes()
     except ENDINGS as error:
         return end(error, ended=lambda: bool(_stop_asked))

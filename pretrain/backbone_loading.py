@@ -147,9 +147,7 @@ def stored_weights(name_or_path: str) -> dict[str, Callable[[], torch.Tensor]]:
     Args:
         name_or_path: a folder, or a hub name whose files are in the local cache.
     """
-    readers = {
-        stored: read for path in weight_files(name_or_path) for stored, read in open_weights(path)
-    }
+    readers = {stored: read for path in weight_files(name_or_path) for stored, read in open_weights(path)}
     for alias in ALIASES[:2]:
         if alias in readers:
             readers.setdefault(TABLE, readers[alias])

@@ -1,4 +1,4 @@
-"""The processes of a job: who am I, on which device, what I share with whom, sums over all."""
+"""The processes of a job, through DeepSpeed: who am I, on which device, what I share with whom, sums over all."""
 
 from __future__ import annotations
 
@@ -92,8 +92,10 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.world > 1:
+            import deepspeed.comm
+
             with lost_process():
-                torch.distributed.barrier()
+                deepspeed.comm.barrier()
 
 
 @contextlib.contextmanager
@@ -180,31 +182,6 @@ def start_processes(device: str, tensor_parallel: int = 1, timeout: float = 1800
     return form_groups(deepspeed.comm.get_rank(), deepspeed.comm.get_world_size(), where, tensor_parallel)
 
 
-def meet_processes(device: str, timeout: float = 1800.0) -> Processes:
-    """Join the processes that the launcher started through torch alone: DeepSpeed takes seconds to import.
-
-    Where DeepSpeed is needed later, `start_processes` takes the group over.
-
-    Args:
-        device: `cpu`, `cuda`, or `auto` for what the machine has.
-        timeout: seconds that a process waits for the others in one call.
-    """
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    where = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(where)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return Processes(0, 1, where)
-    if not torch.distributed.is_initialized():
-        with lost_process():
-            torch.distributed.init_process_group(
-                "nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
-            )
-    return Processes(torch.distributed.get_rank(), world, where)
-
-
 def form_groups(rank: int, world: int, device: torch.device, tensor_parallel: int) -> Processes:
     """This process in its tensor-parallel and its data-parallel group; all processes call it together.
 
@@ -260,10 +237,20 @@ class ParallelUnit:
         return self._processes.tensor_rank
 
 
-def share_cores() -> None:
-    """Give this process its part of the machine's cores, unless OMP_NUM_THREADS says how many."""
+def share_machine(device: str) -> None:
+    """Give this process its own GPU, and its part of the cores unless OMP_NUM_THREADS says how many.
+
+    For processes that the launcher started and that do not talk to each other: nobody is waited for.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto` for what the machine has.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "OMP_NUM_THREADS" not in os.environ:
-        beside = int(os.environ.get("LOCAL_SIZE", "1"))  # processes on this machine: set by DeepSpeed's launcher
+        beside = int(
+            os.environ.get("LOCAL_SIZE", "1")
+        )  # processes on this machine: set by DeepSpeed's launcher
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
 
 
@@ -291,5 +278,7 @@ def _start_alone(deepspeed: Any) -> None:
 def end_processes() -> None:
     """Leave the group: without it a process may abort while it exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        import deepspeed.comm
+
         with contextlib.suppress(Exception):
-            torch.distributed.destroy_process_group()
+            deepspeed.comm.destroy_process_group()

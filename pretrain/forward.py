@@ -72,6 +72,11 @@ class PromptedBackbone(torch.nn.Module):
         self._backbone = (backbone,)
         freeze_norms(self.model)
 
+    @property
+    def backbone(self) -> Backbone:
+        """The model without a prompt."""
+        return self._backbone[0]
+
     def forward(
         self, prompts_KPD: torch.Tensor, batch: PackedBatch, decoder_ids: Sequence[torch.Tensor], first: int
     ) -> tuple[torch.Tensor, ...]:
@@ -83,13 +88,13 @@ class PromptedBackbone(torch.nn.Module):
             decoder_ids: [B, T] tensors.
             first: first position of which there are logits.
         """
-        (backbone,) = self._backbone
+        backbone = self.backbone
         states_BLD, mask_BL = _padded(self._encode(prompts_KPD, batch), batch.lengths_B)
         return tuple(backbone.decode(states_BLD, mask_BL, ids_BT, first) for ids_BT in decoder_ids)
 
     def _encode(self, prompts_KPD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Encoder states, [N, D]."""
-        (backbone,) = self._backbone
+        backbone = self.backbone
         texts_MD = backbone.embed(batch.text_ids_M)
         prompts_XD = prompts_KPD.flatten(0, 1).to(texts_MD.dtype)
         flex = self.options.attention == "flex"

@@ -91,7 +91,9 @@ def test_a_step_is_that_of_plain_adamw_with_the_gradient_clipped(small_run: Any,
         assert float(far.float().mean()) < 0.01, name
 
 
-def test_full_tuning_learns_and_starts_each_trial_from_the_backbones_weights(small_run: Any, ft_trials: Any) -> None:
+def test_full_tuning_learns_and_starts_each_trial_from_the_backbones_weights(
+    small_run: Any, ft_trials: Any
+) -> None:
     settings = small_run(epochs=15, ft_learning_rates=[3e-3])
     (trial,) = ft_trials(settings)
     assert trial.start_PD is None
@@ -101,7 +103,9 @@ def test_full_tuning_learns_and_starts_each_trial_from_the_backbones_weights(sma
     losses = [point["train_loss"] for point in first.curve[1:]]
     assert losses[-1] < 0.7 * losses[0]
     assert first.curve == again.curve
-    assert all(torch.equal(before[n], p) for n, p in load_backbone(settings.backbone).model.named_parameters())
+    assert all(
+        torch.equal(before[n], p) for n, p in load_backbone(settings.backbone).model.named_parameters()
+    )
 
 
 class Spy(FullWeights):
@@ -123,7 +127,9 @@ class Spy(FullWeights):
         super().keep()
 
 
-def test_what_is_scored_at_the_end_are_the_weights_of_the_best_step_of_all_rates(small_run: Any, ft_trials: Any) -> None:
+def test_what_is_scored_at_the_end_are_the_weights_of_the_best_step_of_all_rates(
+    small_run: Any, ft_trials: Any
+) -> None:
     settings = small_run(epochs=10, ft_learning_rates=[1e-4, 3e-3, 1e-2])
     trials = ft_trials(settings)
     weights = Spy(settings.backbone, "cpu", OPTIONS)
@@ -153,7 +159,9 @@ def test_no_weights_are_kept_of_a_rate_that_an_earlier_one_beats(small_run: Any,
     assert weights.kept_times == 1  # of equals the smaller rate
 
 
-def test_a_rate_that_diverges_keeps_its_best_step_and_the_next_one_starts_sound(small_run: Any, ft_trials: Any) -> None:
+def test_a_rate_that_diverges_keeps_its_best_step_and_the_next_one_starts_sound(
+    small_run: Any, ft_trials: Any
+) -> None:
     settings = small_run(ft_learning_rates=[1e-3, 1e30])
     good, bad = ft_trials(settings)
     tuner = full_tuner(settings, settings.backbone, replace(OPTIONS, clip=0.0))

@@ -112,7 +112,9 @@ def test_two_processes_tune_what_one_tunes(found: dict[str, Any], ft_trials: Any
     if dtype == "float32":
         np.testing.assert_allclose(one["log_probs"], scores.log_probs, atol=1e-3)
         assert np.array_equal(np.argmax(one["log_probs"], axis=1), scores.predictions)
-    assert outcomes[1].curve[-1]["dev_loss"] < outcomes[1].curve[0]["dev_loss"] - 0.5  # there was something to learn
+    assert (
+        outcomes[1].curve[-1]["dev_loss"] < outcomes[1].curve[0]["dev_loss"] - 0.5
+    )  # there was something to learn
 
 
 def test_each_process_keeps_its_share(found: dict[str, Any]) -> None:
