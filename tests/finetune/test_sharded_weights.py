@@ -74,7 +74,7 @@ def found(
     folder = tmp_path_factory.mktemp("sharded")
     settings = FewshotSettings(
         out=str(folder / "run"), backbone=str(backbone_dir), tasks=(task_files["mood"],), seeds=(0,), shots=12,
-        dev_shots=12, epochs=4, batch_size=11, ft_learning_rates=(3e-4, 3e-3, 1e30), prompt_len=4, device="cpu",
+        dev_shots=12, epochs=4, batch_size=11, ft_learning_rates=(3e-4, 3e-3, 1e39), prompt_len=4, device="cpu",
     )  # fmt: skip
     (folder / "fewshot.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     (folder / "tune.py").write_text(SCRIPT)
@@ -93,7 +93,7 @@ def found(
 
 @pytest.mark.parametrize("way", range(len(WAYS)), ids=[f"zero{stage}-{dtype}" for stage, dtype in WAYS])
 def test_two_processes_tune_what_one_tunes(found: dict[str, Any], ft_trials: Any, way: int) -> None:
-    stage, dtype = WAYS[way]
+    _, dtype = WAYS[way]
     settings, (one, other) = found["settings"], (rank[way] for rank in found["ranks"])
     trials = ft_trials(settings)
     tuner = full_tuner(settings, settings.backbone, OPTIONS)
