@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -154,16 +154,14 @@ class FullWeights:
         return self.backbone.embedding_device
 
 
-def optimizer_groups(
-    parameters: Sequence[torch.nn.Parameter] | object, weight_decay: float
-) -> list[dict[str, object]]:
+def optimizer_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """What AdamW is made with: weight decay on matrices, none on vectors.
 
     Args:
         parameters: whole, or sharded by ZeRO 3.
         weight_decay: of the matrices, decoupled.
     """
-    every = list(parameters)  # type: ignore[call-overload]
+    every = list(parameters)
     vectors = [p for p in every if len(getattr(p, "ds_shape", p.shape)) <= 1]
     matrices = [p for p in every if len(getattr(p, "ds_shape", p.shape)) > 1]
     return [
@@ -197,10 +195,10 @@ def counted_positions(targets: Sequence[IntArray], count: Count) -> tuple[Tensor
     )
 
 
-def _room(device: torch.device, parameters: object) -> torch.device:
+def _room(device: torch.device, parameters: Iterable[Tensor]) -> torch.device:
     """Where a copy of the weights has room: beside them, or in the host's memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        size = sum(p.numel() * p.element_size() for p in parameters)  # type: ignore[attr-defined]
+        size = sum(p.numel() * p.element_size() for p in parameters)
         return device if free > SPARE * size else torch.device("cpu")
     return device
