@@ -13,11 +13,12 @@ import torch
 
 from corpora.common.errors import MachineError
 from corpora.common.files import write_text_atomic
+from finetune.calibrate import ItemSet, score_sets
 from finetune.full_tuning import FullTuner
 from finetune.methods import METHODS
 from finetune.plan import Choice
 from finetune.results import ResultRow, best_first
-from finetune.score import Scores, score_items
+from finetune.score import Scores
 from finetune.settings import FewshotSettings
 from finetune.tune import Outcome, TuneOptions
 from finetune.workshop import Cell, Workshop
@@ -130,24 +131,26 @@ def _score_test(
     items = workshop.test_items(cell)
     verbalizer = workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer
     began = time.perf_counter()
+    items_to_score = ItemSet(items, verbalizer, content_free=workshop.content_free(cell, items))
     if tuner is not None:
-        scores = tuner.score_best(verbalizer, items)
+        scores = tuner.score_best(items_to_score)
     else:
         assert outcome.best is not None
-        scores = score_items(
-            workshop.backbone(cell.row.spec.backbone),
-            verbalizer,
-            items,
+        net = workshop.net(cell.row.spec.backbone)
+        (scores,) = score_sets(
+            net.backbone,
+            [items_to_score],
             outcome.best[None],
             batch_tokens=settings.micro_batch_tokens,
             length_normalised=settings.length_normalised,
+            options=net.options,
         )
     row["test_seconds"] = round(time.perf_counter() - began, 3)
     row["test"] = scores.accuracy
     row["test_loss"] = scores.loss
     row["test_vocabulary"] = scores.vocabulary_accuracy
     # A row's own options may be fewer than the task's most; those it lacks score minus infinity.
-    row["test_chance"] = float(np.mean(1 / (~np.isneginf(scores.log_probs)).sum(axis=1)))
+    row["test_chance"] = float(np.mean(1 / scores.n_labels))
     if "macro_f1" in task.also:
         row["test_f1"] = scores.macro_f1
     return scores

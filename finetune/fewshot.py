@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from corpora.common.errors import UserError
-from corpora.common.files import library_versions, machine_errors, write_manifest
+from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.choices import full_tuning, tune_options
 from finetune.full_tuning import full_tuner
-from finetune.methods import Method
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results
 from finetune.schedule import Schedule
 from finetune.settings import FewshotSettings
-from finetune.shares import FOLDER, Share, ShareRows, shared_rows
+from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
@@ -27,7 +26,7 @@ LOOK_EVERY = 1.0  # seconds between looks at the rows of the other processes
 Advance = Callable[[int], None]
 
 
-def run_fewshot(settings: FewshotSettings, share: Share = Share()) -> Path:
+def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     """Run every cell that has no row yet.
 
     Args:
@@ -46,7 +45,8 @@ def run_fewshot(settings: FewshotSettings, share: Share = Share()) -> Path:
     workshop = Workshop(settings)
     choices = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out if share.first else share.folder(out)):
-        results = _begin(out, settings, choices) if share.first else ShareRows(out, share.rank)
+        first = _begin(out, settings, choices) if share.first else None
+        results: KnownRows = first or ShareRows(out, share.rank)
         left = [
             choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
         ]
@@ -54,13 +54,13 @@ def run_fewshot(settings: FewshotSettings, share: Share = Share()) -> Path:
             for rows in _tune(workshop, choices, results, share, progress.advance):
                 results.add(rows)
                 progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
-                if share.first:
-                    _take_over(out, results, progress.advance)
-            while share.first and any(unfinished(choice, results) for choice in choices):
+                if first:
+                    _take_over(out, first, progress.advance)
+            while first and any(unfinished(choice, first) for choice in choices):
                 time.sleep(LOOK_EVERY)  # the launcher ends this process when another one dies
-                _take_over(out, results, progress.advance)
-        if share.first:
-            _end(out, results, choices)
+                _take_over(out, first, progress.advance)
+        if first:
+            _end(out, first, choices)
     return out
 
 
@@ -86,6 +86,7 @@ def _take_over(out: Path, results: Results, advance: Advance) -> None:
 
 
 def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
+    drop_partials(out)  # a process that was killed may have been writing
     with machine_errors(out / FOLDER), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(out / FOLDER)
     for note in notes(results, [choice.name for choice in choices]):
@@ -105,17 +106,14 @@ def _tune(
     if settings.ft_zero_stage is not None:
         yield from _tune_together(workshop, choices, results, share, advance)
     for which in ("main", "lm"):
-        mine = _mine(
-            workshop, choices, results, share, lambda spec: spec.trains == "prompt" and spec.backbone == which
-        )
-        if mine:
-            schedule = Schedule(
-                workshop, which, mine, share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
-            )
+        kind = [choice for choice in choices if _is_prompts(choice, which)]
+        if mine := _mine(workshop, kind, results, share):
+            path = share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
+            schedule = Schedule(workshop, which, mine, path)
             advance(schedule.steps_done())
             yield from schedule.run(advance)
-    mine = _mine(workshop, choices, results, share, lambda spec: spec.trains == "backbone")
-    if mine and settings.ft_zero_stage is None:
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if settings.ft_zero_stage is None and (mine := _mine(workshop, tuned, results, share)):
         tuner = full_tuner(settings, settings.backbone, tune_options(settings))
         for choice in mine:
             yield full_tuning(workshop, choice, tuner, advance)
@@ -130,32 +128,27 @@ def _tune_together(
         Rows of each choice as it is done, from the first process.
     """
     settings = workshop.settings
-    mine = _mine(workshop, choices, results, Share(), lambda spec: spec.trains == "backbone")
-    if not any(choice.cells[0].row.spec.trains == "backbone" for choice in choices):
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if not tuned:
         return
     tuner = full_tuner(settings, settings.backbone, tune_options(settings))
-    for choice in tuner.as_the_first(mine):
+    for choice in tuner.as_the_first(_mine(workshop, tuned, results, Share())):
         rows = full_tuning(workshop, choice, tuner, advance, share.first)
         if share.first:
             yield rows
 
 
-def _mine(
-    workshop: Workshop,
-    choices: Sequence[Choice],
-    results: KnownRows,
-    share: Share,
-    of_kind: Callable[[Method], bool],
-) -> list[Choice]:
-    """What is left of this process's part of the choices of a kind."""
-    kind = [choice for choice in choices if of_kind(choice.cells[0].row.spec)]
-    mine = share.of(
-        kind,
-        [workshop.cost(choice.cells, choice.steps) for choice in kind]
-        if share.world > 1
-        else [0.0] * len(kind),
-    )
-    return [choice for choice in (unfinished(choice, results) for choice in mine) if choice is not None]
+def _is_prompts(choice: Choice, which: str) -> bool:
+    spec = choice.cells[0].row.spec
+    return spec.trains == "prompt" and spec.backbone == which
+
+
+def _mine(workshop: Workshop, kind: Sequence[Choice], results: KnownRows, share: Share) -> list[Choice]:
+    """What is left of this process's part of some choices."""
+    alone = share.world == 1
+    costs = [0.0 if alone else workshop.cost(choice.cells, choice.steps) for choice in kind]
+    found = [unfinished(choice, results) for choice in share.of(kind, costs)]
+    return [choice for choice in found if choice is not None]
 
 
 def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:

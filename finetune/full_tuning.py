@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from corpora.formats import Verbalizer
+from finetune.calibrate import ItemSet
 from finetune.draws import evaluation_steps
 from finetune.full_weights import FullWeights
 from finetune.inputs import IntArray, Item
@@ -37,7 +37,7 @@ class Weights(Protocol):
     def discard(self) -> None:
         """Forget gradients that are no numbers; `reset` comes before any further training."""
 
-    def score(self, verbalizer: Verbalizer, items: Sequence[Item]) -> Scores:
+    def score(self, items: ItemSet) -> Scores:
         """Scores of examples by the weights as they are."""
 
     def keep(self) -> None:
@@ -122,7 +122,7 @@ class FullTuner:
         due = set(evaluation_steps(len(trial.order), options.eval_every))
         for step in range(len(trial.order) + 1):
             if step in due:
-                scores = weights.score(trial.verbalizer, trial.dev)
+                scores = weights.score(ItemSet(trial.dev, trial.verbalizer, content_free=trial.content_free))
                 rank = (-scores.accuracy, scores.loss, trial.learning_rate)
                 wanted = rival is None or rank < rival
                 outcome.evaluated(step, scores, weights.keep if wanted else lambda: None)
@@ -142,10 +142,10 @@ class FullTuner:
         outcome.seconds, outcome.peak_bytes = time.perf_counter() - began, peak_bytes(weights.device)
         return outcome
 
-    def score_best(self, verbalizer: Verbalizer, items: Sequence[Item]) -> Scores:
+    def score_best(self, items: ItemSet) -> Scores:
         """Scores of examples by the weights that were kept last."""
         self.weights.recall()
-        return self.weights.score(verbalizer, items)
+        return self.weights.score(items)
 
     def as_the_first(self, value: T) -> T:
         """What the first of the processes that tune together has as `value`: they must not differ in what they do."""

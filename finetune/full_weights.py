@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corpora.formats import Verbalizer
+from finetune.calibrate import ItemSet, score_sets
 from finetune.inputs import IntArray, Item
-from finetune.score import Scores, score_items
+from finetune.score import Scores
 from finetune.tune import TuneOptions
 from pretrain.backbone import load_backbone
 from pretrain.backbone_loading import stored_weights
@@ -114,16 +114,16 @@ class FullWeights:
         for parameter in self._parameters.values():
             parameter.grad = None
 
-    def score(self, verbalizer: Verbalizer, items: Sequence[Item]) -> Scores:
+    def score(self, items: ItemSet) -> Scores:
         """Scores of examples by the weights as they are."""
-        return score_items(
+        (scores,) = score_sets(
             self.backbone,
-            verbalizer,
-            items,
+            [items],
             None,
             batch_tokens=self.options.batch_tokens,
             length_normalised=self.options.length_normalised,
         )
+        return scores
 
     @torch.no_grad()
     def keep(self) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from corpora.common.errors import UserError
 from finetune.draws import batches
 from finetune.methods import rows_for
-from finetune.results import ResultRow, Results, cell_name, choice_name
+from finetune.results import KnownRows, ResultRow, cell_name, choice_name
 from finetune.workshop import Cell, Workshop
 
 # Settings that hold for every cell of a run alike, and make it another cell where they differ.
 PROTOCOL = (
     "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
-    "length_normalised", "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype",
+    "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype",
     "max_test", "patience",
 )  # fmt: skip
 
@@ -108,7 +108,7 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
     return {**key, "cell": cell_name(key), "choice": choice_name(key)}
 
 
-def unfinished(choice: Choice, results: Results) -> Choice | None:
+def unfinished(choice: Choice, results: KnownRows) -> Choice | None:
     """The choice with its cells that have no row yet, and the rows that they are compared with; None if all have one."""
     missing = set(results.missing(key["cell"] for key in choice.keys))
     pairs = [

@@ -54,6 +54,8 @@ class Schedule:
         self.done: dict[str, Outcome] = {}  # of choices that are not done
         self.rows: list[ResultRow] = []  # of the choice done last: perhaps not in results.jsonl yet
         self._take_up()
+        for row in self.rows:
+            self.cells.pop(row["cell"], None)
         under_way = {name for name in self.names if name} | set(self.done)
         self.waiting = deque(name for name in self.cells if name not in under_way)
         self._saved = time.monotonic()
@@ -127,7 +129,7 @@ class Schedule:
 
     def _save(self) -> None:
         outcomes = dict(self.done)
-        places = []
+        places: list[dict[str, Any] | None] = []
         for name, place in zip(self.names, self.bank.places, strict=True):
             if name is None or place is None:
                 places.append(None)
@@ -145,7 +147,7 @@ class Schedule:
             if isinstance(outcome.best, torch.Tensor):
                 tensors[f"best.{name}"] = outcome.best
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_bytes_atomic(self.path, save(held, {"state": json.dumps(state, sort_keys=True)}))
+        write_bytes_atomic(self.path, save(held, {"state": json.dumps(state)}))
         self._saved = time.monotonic()
 
     def _take_up(self) -> None:

@@ -53,6 +53,9 @@ class FewshotSettings(Settings):
     init: str = "normal"  # where a method's prompt is not a pre-trained one
     count: Literal["label", "all"] = "label"  # target positions in the loss; "all" as the released code
     length_normalised: bool = False  # divide a label's score by its number of tokens
+    calibration: Literal["contextual"] | None = (
+        None  # divide label probabilities by those of content-free texts (Zhao et al. 2021)
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"  # of a frozen backbone
     device: str | None = None  # None: a GPU where there is one
     batch_tokens: int | None = Field(

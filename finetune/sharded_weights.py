@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from corpora.formats import Verbalizer
+from finetune.calibrate import ItemSet, calibrated
 from finetune.full_weights import optimizer_groups
 from finetune.inputs import IntArray, Item
 from finetune.score import Scores, score_items
@@ -145,34 +145,37 @@ class ShardedWeights:
         """Let DeepSpeed clear its buffers: it skips a step whose gradient is not finite, and `reset` undoes any other."""
         self.update(0.0)
 
-    def score(self, verbalizer: Verbalizer, items: Sequence[Item]) -> Scores:
+    def score(self, items: ItemSet) -> Scores:
         """Scores of examples by the weights as they are: each process scores a share, and all get all."""
+        every = [*items.items, *items.content_free]
+        rank, world = self.processes.rank, self.processes.world
         found: list[tuple[NDArray[np.int64], Scores]] = []
-        for group, counts in self._work(items):
-            some = [items[i] for i in group]
-            longest = max(len(item.input_ids) for item in some)
+        for rows, budget in even_rounds(
+            [len(item.input_ids) for item in every], self.options.batch_tokens, world
+        ):
+            mine = rows[rank]
 
-            def scores(some: Sequence[Item] = some, longest: int = longest) -> Scores:
+            def scores(mine: NDArray[np.int64] = mine, budget: int = budget) -> Scores:
                 return score_items(
                     self.backbone,
-                    verbalizer,
-                    some,
+                    items.verbalizer,
+                    [every[row] for row in mine],
                     None,
-                    batch_tokens=len(some) * longest,  # one pass: all processes make as many
+                    batch_tokens=budget,
                     length_normalised=self.options.length_normalised,
                 )
 
             with lost_process():
-                own = self._engine.module(scores)
-            if counts:
-                found.append((group, own))
+                found.append((mine, self._engine.module(scores)))
         parts = [part for parts in self.processes.gather(found) for part in parts]
-        order = np.argsort(np.concatenate([group for group, _ in parts]))
+        _, first = np.unique(np.concatenate([rows for rows, _ in parts]), return_index=True)
         values = {
-            field.name: np.concatenate([getattr(scores, field.name) for _, scores in parts])[order]
+            field.name: np.concatenate([getattr(scores, field.name) for _, scores in parts])[first]
             for field in dataclasses.fields(Scores)
         }
-        return Scores(**values)
+        whole, n = Scores(**values), len(items.items)
+        own = whole.of(slice(0, n))
+        return calibrated(own, whole.of(slice(n, None))) if items.content_free else own
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -269,6 +272,33 @@ def share_out(
     idle = (groups[0][:1], 0.0)
     places = range(rank, passes * world, world)
     return [(groups[place], 1.0) if place < len(groups) else idle for place in places]
+
+
+def even_rounds(
+    lengths: Sequence[int], batch_tokens: int, world: int
+) -> list[tuple[list[NDArray[np.int64]], int]]:
+    """Examples dealt out so that in each round every process has as many, of similar length.
+
+    What is scored makes as many passes of the decoder as its number of examples says, so equal numbers make equal passes.
+
+    Args:
+        lengths: encoder tokens of each example.
+        batch_tokens: most of a process's part of a round; one longer example makes a part of its own.
+        world: processes.
+
+    Returns:
+        Of each round the numbers of each process's examples, and their most tokens, padding included. Where examples run
+        out the last of them stand in several parts.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")[::-1]  # the longest first: it says how many fit
+    rounds, start = [], 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        each = min(max(1, batch_tokens // longest), -(-(len(order) - start) // world))
+        places = np.minimum(start + np.arange(each * world), len(order) - 1)
+        rounds.append((list(order[places].reshape(each, world).T), each * longest))
+        start += each * world
+    return rounds
 
 
 class _Whole(torch.nn.Module):

@@ -45,6 +45,9 @@ class Share:
         return [choices[number] for number in sorted(mine)]
 
 
+ALONE = Share()
+
+
 class ShareRows(KnownRows):
     """What a process that is not the first knows to be finished; its own rows wait in its folder for the first one."""
 

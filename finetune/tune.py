@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from corpora.formats import Verbalizer
 from corpora.rendering import Rendered
+from finetune.calibrate import ItemSet, score_sets
 from finetune.draws import evaluation_steps
 from finetune.inputs import Item, Renderer
 from finetune.memory import begin_peak, peak_bytes
-from finetune.score import Scores, score_items
+from finetune.score import Scores
 from pretrain.backbone import Backbone
 from pretrain.batching import Count, end_to_end, example_losses, pack_flat, packed_batches
 from pretrain.forward import PromptedBackbone, run_batch
@@ -39,6 +40,7 @@ class Trial:
     learning_rate: float
     start_PD: torch.Tensor | None = None  # the prompt at step 0; None in full tuning
     name: str = ""  # for messages
+    content_free: Sequence[Item] = ()  # what its scores are calibrated by; empty: they are not
     same_start: str = ""  # equal in trials that have both `start_PD` and `dev` in common; empty: in none
 
     @property
@@ -332,27 +334,20 @@ def _share_seconds(began: float, parts: Sequence[tuple[Place, Sequence[Item]]]) 
 
 
 def _dev_scores(bank: Bank, numbers: Sequence[int]) -> dict[int, Scores]:
-    """Dev scores of the trials in some places; those that share a verbalizer share their passes."""
-    trials = {k: place.trial for k in numbers if (place := bank.places[k]) is not None}
-    by_words: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for k, trial in trials.items():
-        by_words.setdefault(trial.verbalizer.ids, []).append(k)
-    found = {}
-    for members in by_words.values():
-        items = [item for k in members for item in trials[k].dev]
-        which = np.repeat(np.arange(len(members)), [len(trials[k].dev) for k in members])
-        scores = score_items(
-            bank.backbone,
-            trials[members[0]].verbalizer,
-            items,
-            bank.bank.prompts_KPD.detach()[members],
-            which,
-            batch_tokens=bank.options.batch_tokens,
-            length_normalised=bank.options.length_normalised,
-        )
-        for number, k in enumerate(members):
-            found[k] = scores.of(np.flatnonzero(which == number))
-    return found
+    """Dev scores of the trials in some places, of all tasks together."""
+    trials = [place.trial for k in numbers if (place := bank.places[k]) is not None]
+    scores = score_sets(
+        bank.backbone,
+        [
+            ItemSet(trial.dev, trial.verbalizer, number, trial.content_free)
+            for number, trial in enumerate(trials)
+        ],
+        bank.bank.prompts_KPD.detach()[list(numbers)],
+        batch_tokens=bank.options.batch_tokens,
+        length_normalised=bank.options.length_normalised,
+        options=bank.net.options,
+    )
+    return dict(zip(numbers, scores, strict=True))
 
 
 def tune_prompts(

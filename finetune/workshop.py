@@ -11,6 +11,7 @@ import torch
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.tokenizer import LETTERS, Tokenizer
+from finetune.calibrate import content_free_items
 from finetune.datasets import LabelledRow, TaskData, load_task
 from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
@@ -22,7 +23,6 @@ from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fi
 from pretrain.backbone import Backbone, load_backbone
 from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.prompts import init_prompt
-
 
 COST_SAMPLE = 8  # rows whose lengths stand for a task's
 
@@ -148,14 +148,22 @@ class Workshop:
             self._items[key] = self.items(cell, "test", self.test_rows(cell.task))
         return self._items[key]
 
+    def content_free(self, cell: Cell, items: Sequence[Item]) -> list[Item]:
+        """What scores of a cell's items are calibrated by; nothing where the settings ask for no calibration."""
+        if self.settings.calibration is None:
+            return []
+        return content_free_items(self.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern), items)
+
     def trial(self, cell: Cell) -> Trial:
         """What a cell trains on, in which order and from where."""
         settings, task = self.settings, self.task(cell.task)
         drawn = self.draw(cell.task, cell.shots, cell.seed)
+        dev = self.items(cell, "train", drawn.dev)
         return Trial(
             renderer=self.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern),
             train=self.items(cell, "train", drawn.train),
-            dev=self.items(cell, "train", drawn.dev),
+            dev=dev,
+            content_free=self.content_free(cell, dev),
             order=batches(len(drawn.train), settings.batch_size, settings.epochs, cell.seed, task.name),
             learning_rate=cell.learning_rate,
             start_PD=self.start(cell),

@@ -148,15 +148,19 @@ def report(
     backbone: Annotated[
         Path | None, typer.Option(help="Folder of the backbone, for the words nearest to each prompt.")
     ] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Show the paper's figures beside; they are unverified.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the tables and plots of finished runs.
+    """Make the tables and plots of finished runs, of one machine or many.
 
     Example: ppt report runs/fewshot --out runs/report
     """
     from finetune.report import report as make_report
 
-    made = make_report(list(runs), out if out is not None else runs[0], backbone=backbone)
+    folder = out if out is not None else runs[0]
+    made = make_report(list(runs), folder, backbone=backbone, reference=reference)
     print_result(made.summary, as_json, made.text)
 
 

@@ -25,7 +25,7 @@ METHODS = ("ft", "vanilla_pt", "hybrid_pt", "lm_adaption", "ppt", "hybrid_ppt", 
 NOTES = (
     "The pocket world is made up and its backbone has 2.6 million weights; nothing is scripted, every number is a row of "
     "results.jsonl. Other models and sets give other numbers.",
-    "One learning rate a method, fixed beforehand: the better of two by dev score on sets of the same world drawn from other sentences "
+    "One learning rate a method, fixed beforehand: of two the one with the higher dev score on sets of the same world drawn from other sentences "
     "and another seed (launch/pocket/choose_rates.py). The sets were chosen on other draws as well, after scores were seen there "
     "(docs/pocket.md). No number was tuned on these test sets.",
     "For time this departs from the protocol: 20 epochs instead of 50, 6 examples a label of the ten-label set instead of 8, a dev score every "

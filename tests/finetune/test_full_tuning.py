@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from corpora.common.errors import UserError
+from finetune.calibrate import ItemSet
 from finetune.full_tuning import FullTuner, full_tuner
 from finetune.full_weights import FullWeights
 from finetune.tune import Trial, TuneOptions
@@ -118,9 +119,9 @@ class Spy(FullWeights):
         super().reset()
         self.seen, self.kept_times = [], 0
 
-    def score(self, verbalizer: Any, items: Any) -> Any:
+    def score(self, items: ItemSet) -> Any:
         self.seen.append(self.model.shared.weight.detach().clone())
-        return super().score(verbalizer, items)
+        return super().score(items)
 
     def keep(self) -> None:
         self.kept_times += 1
@@ -138,13 +139,13 @@ def test_what_is_scored_at_the_end_are_the_weights_of_the_best_step_of_all_rates
     ranks = [(-o.dev, o.dev_loss, t.learning_rate) for o, t in zip(outcomes, trials, strict=True)]
     best = ranks.index(min(ranks))
     assert outcomes[best].step > 0  # else every rate's best weights are the backbone's
-    scores = tuner.score_best(trials[0].verbalizer, trials[0].dev)
+    scores = tuner.score_best(ItemSet(trials[0].dev, trials[0].verbalizer))
     assert scores.accuracy == outcomes[best].dev
     assert scores.loss == pytest.approx(outcomes[best].dev_loss, abs=1e-6)
     tuner.tune(trials[best])
     place = [point["step"] for point in outcomes[best].curve].index(outcomes[best].step)
     wanted = weights.seen[place]
-    tuner.score_best(trials[0].verbalizer, trials[0].dev)
+    tuner.score_best(ItemSet(trials[0].dev, trials[0].verbalizer))
     assert torch.equal(weights.model.shared.weight.detach(), wanted)
 
 
@@ -168,7 +169,7 @@ def test_a_rate_that_diverges_keeps_its_best_step_and_the_next_one_starts_sound(
     done: list[int] = []
     outcome = tuner.tune(bad, done.append)
     assert outcome.diverged is not None and outcome.step == 0 and sum(done) == len(bad.order)
-    assert np.isfinite(tuner.score_best(bad.verbalizer, bad.dev).loss)
+    assert np.isfinite(tuner.score_best(ItemSet(bad.dev, bad.verbalizer)).loss)
     after = tuner.tune(good)
     assert after.diverged is None
     assert after.curve == full_tuner(settings, settings.backbone, replace(OPTIONS, clip=0.0)).tune(good).curve

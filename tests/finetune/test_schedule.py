@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from finetune.fewshot import run_fewshot
 from finetune.methods import rows_for
 from finetune.shares import FOLDER
-from finetune.tune import Bank, Trial, TuneOptions, tune_prompts
+from finetune.tune import Bank, Outcome, Trial, TuneOptions, tune_prompts
 from finetune.workshop import Cell, Workshop
 
 OPTIONS = TuneOptions(
@@ -49,13 +49,23 @@ def pool(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return net, trials
 
 
+_alone: dict[tuple[int, float, int, int | None], Outcome] = {}
+
+
+def tuned_alone(net: Any, trial: Trial, patience: int | None) -> Outcome:
+    key = (id(trial.train), trial.learning_rate, len(trial.order), patience)
+    if key not in _alone:
+        (_alone[key],) = tune_prompts(net, [trial], replace(OPTIONS, patience=patience, batch_tokens=2000))
+    return _alone[key]
+
+
 @given(
     picks=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 9)), min_size=1, max_size=7),
     places=st.integers(1, 5),
     patience=st.sampled_from([None, 1, 2]),
     batch_tokens=st.sampled_from([64, 200, 2000]),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_trials_in_any_number_of_places_end_as_each_does_alone(
     pool: tuple[Any, list[Trial]],
     picks: list[tuple[int, int]],
@@ -68,7 +78,7 @@ def test_any_trials_in_any_number_of_places_end_as_each_does_alone(
     options = replace(OPTIONS, patience=patience, batch_tokens=batch_tokens)
     together = tune_prompts(net, chosen, options, places)
     for trial, outcome in zip(chosen, together, strict=True):
-        (alone,) = tune_prompts(net, [trial], replace(options, batch_tokens=2000))
+        alone = tuned_alone(net, trial, patience)
         assert (outcome.step, outcome.dev, outcome.waited) == (alone.step, alone.dev, alone.waited)
         assert [point["step"] for point in outcome.curve] == [point["step"] for point in alone.curve]
         assert [point["dev"] for point in outcome.curve] == [point["dev"] for point in alone.curve]
@@ -93,10 +103,10 @@ def test_a_finished_trial_gives_its_place_to_one_that_waits(pool: tuple[Any, lis
 
 def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(pool: tuple[Any, list[Trial]]) -> None:
     net, trials = pool
-    flat = replace(trials[0], learning_rate=1e-9)
+    flat = replace(trials[0], learning_rate=1e-30)  # a prompt that does not move scores no better
     done: list[int] = []
     (outcome,) = tune_prompts(net, [flat], replace(OPTIONS, patience=1, eval_every=1), advance=done.append)
-    assert len(outcome.curve) < len(flat.order) + 1 and outcome.waited == 1
+    assert len(outcome.curve) == 2 and outcome.waited == 1
     assert sum(done) == len(flat.order)
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
+from finetune.calibrate import ItemSet
 from finetune.full_tuning import full_tuner
-from finetune.sharded_weights import engine_config, share_out
+from finetune.sharded_weights import engine_config, even_rounds, share_out
 from finetune.tune import TuneOptions
 
 OPTIONS = TuneOptions(
@@ -26,6 +27,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from corpora.common.settings import load_settings
+from finetune.calibrate import ItemSet
 from finetune.full_tuning import full_tuner
 from finetune.settings import FewshotSettings
 from pretrain.distributed import end_processes
@@ -43,7 +45,7 @@ for stage, dtype in json.loads(sys.argv[3]):
     changes = {"ft_zero_stage": stage, "ft_dtype": dtype}
     tuner = full_tuner(settings.model_copy(update=changes), settings.backbone, options)
     outcomes = tuner.tune_rates(trials)
-    scores = tuner.score_best(trials[0].verbalizer, trials[0].dev)
+    scores = tuner.score_best(ItemSet(trials[0].dev, trials[0].verbalizer))
     held = sum(
         p.ds_tensor.numel() if stage == 3 else p.numel() for p in tuner.weights.backbone.model.parameters()
     )
@@ -98,7 +100,7 @@ def test_two_processes_tune_what_one_tunes(found: dict[str, Any], ft_trials: Any
     trials = ft_trials(settings)
     tuner = full_tuner(settings, settings.backbone, OPTIONS)
     outcomes = tuner.tune_rates(trials)
-    scores = tuner.score_best(trials[0].verbalizer, trials[0].dev)
+    scores = tuner.score_best(ItemSet(trials[0].dev, trials[0].verbalizer))
     assert one["curves"] == other["curves"] and one["log_probs"] == other["log_probs"]
     assert one["labels"] == scores.labels.tolist()
     assert one["diverged"][:2] == [None, None] and one["diverged"][2] is not None
@@ -136,6 +138,21 @@ def test_every_process_makes_as_many_passes_and_every_example_counts_once(world:
     idle = [group for passes in work for group, counts in passes if not counts]
     assert all(len(group) == 1 for group in idle)
     assert all(sum(lengths[i] for i in group) <= 40 for passes in work for group, _ in passes)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 5, 33])
+def test_in_each_round_every_process_scores_as_many_examples(world: int, count: int) -> None:
+    lengths = [7 + (5 * i) % 23 for i in range(count)]
+    seen: set[int] = set()
+    for parts, budget in even_rounds(lengths, 60, world):
+        assert len(parts) == world and len({len(part) for part in parts}) == 1
+        for part in parts:
+            longest = max(lengths[i] for i in part)
+            assert len(part) * longest <= budget <= 60
+            seen.update(int(i) for i in part)
+    assert seen == set(range(count))
+    assert [list(part) for parts, _ in even_rounds([90], 60, world) for part in parts] == [[0]] * world
 
 
 def test_bfloat16_asks_for_float32_masters_and_sums() -> None:
