@@ -62,8 +62,14 @@ class FewshotSettings(Settings):
         default=None, ge=64
     )  # encoder tokens of a micro-batch; None: by the device
     prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
-    processes: int = Field(default=1, ge=1)  # local processes that share the cells out
+    processes: int | None = Field(
+        default=None, ge=1
+    )  # on this machine, which share the cells out; None: one a GPU, else one
     save_seconds: float = Field(default=60.0, ge=0)  # between checkpoints of what is under way; 0: every step
+    ft_zero_stage: Literal[0, 1, 2, 3] | None = (
+        None  # all processes together tune each FT cell; None: one of them
+    )
+    ft_dtype: Literal["float32", "bfloat16"] = "float32"  # of FT at ZeRO 1 to 3; its masters stay float32
     keep_prompts: bool = True  # save the prompts of chosen cells
 
     @field_validator("methods", "learning_rates_of")
@@ -106,6 +112,14 @@ class FewshotSettings(Settings):
                     raise ValueError(
                         f"a learning rate of {method} is {rate:g}; nothing would train: expected above 0"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _masters_have_a_place(self) -> FewshotSettings:
+        if self.ft_dtype == "bfloat16" and not self.ft_zero_stage:
+            raise ValueError(
+                "ft_dtype bfloat16 keeps float32 masters in DeepSpeed's optimiser; expected ft_zero_stage 1, 2 or 3"
+            )
         return self
 
     @property

@@ -53,7 +53,7 @@ class Trial:
 class Outcome:
     """The best step of a trial, as it goes along: highest dev score, then lower dev loss, then the earlier step."""
 
-    best: torch.Tensor | dict[str, torch.Tensor] | None = None  # the prompt [P, D], or all weights
+    best: torch.Tensor | None = None  # the prompt [P, D]; full tuning keeps its weights by itself
     step: int = 0
     dev: float = -1.0
     dev_loss: float = float("inf")
@@ -76,9 +76,7 @@ class Outcome:
         self.diverged = step
         return False
 
-    def evaluated(
-        self, step: int, scores: Scores, snapshot: Callable[[], torch.Tensor | dict[str, torch.Tensor]]
-    ) -> None:
+    def evaluated(self, step: int, scores: Scores, snapshot: Callable[[], torch.Tensor | None]) -> None:
         """Note a dev score, and keep the weights where it is the best so far."""
         dev, loss = scores.accuracy, scores.loss
         if not np.isfinite(loss):

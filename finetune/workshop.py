@@ -15,7 +15,7 @@ from finetune.calibrate import content_free_items
 from finetune.datasets import LabelledRow, TaskData, load_task
 from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
-from finetune.methods import Row
+from finetune.methods import METHODS, Row
 from finetune.settings import FewshotSettings
 from finetune.task import PatternKind, Task
 from finetune.tune import Trial
@@ -71,15 +71,17 @@ class Workshop:
         Raises:
             UserError: it is not given, cannot be loaded, or its tokenizer does not fit it.
         """
+        settings = self.settings
         if which not in self._backbones:
+            methods = [METHODS[name] for name in settings.methods]
+            computes = any(spec.trains == "prompt" and spec.backbone == which for spec in methods)
             self._backbones[which] = load_backbone(
-                self.settings.needs(which), dtype=self.settings.dtype, device=self.settings.resolved_device
+                settings.needs(which),
+                dtype=settings.dtype,
+                # Full tuning loads its own; this one is then asked what it is, and need not leave its file.
+                device=settings.resolved_device if computes else "cpu",
             )
         return self._backbones[which]
-
-    def trainable_backbone(self) -> Backbone:
-        """The main backbone in float32, loaded anew: that which prompts are tuned on is changed for it."""
-        return load_backbone(self.settings.backbone, dtype="float32", device=self.settings.resolved_device)
 
     def net(self, which: str) -> PromptedBackbone:
         """The backbone as prompts are tuned on it: frozen, examples end to end."""
