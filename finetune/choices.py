@@ -19,26 +19,11 @@ from finetune.methods import METHODS
 from finetune.plan import Choice
 from finetune.results import ResultRow, best_first
 from finetune.score import Scores
-from finetune.settings import FewshotSettings
-from finetune.tune import Outcome, TuneOptions
+from finetune.tune import Outcome
 from finetune.workshop import Cell, Workshop
 from pretrain.artifact import PromptInfo, prompt_fingerprint, save_prompt
 
 Advance = Callable[[int], None]
-
-
-def tune_options(settings: FewshotSettings) -> TuneOptions:
-    """What all cells of a run share."""
-    return TuneOptions(
-        eval_every=settings.eval_every,
-        batch_tokens=settings.micro_batch_tokens,
-        weight_decay=settings.weight_decay,
-        ft_weight_decay=settings.ft_weight_decay,
-        clip=settings.clip,
-        count=settings.count,
-        length_normalised=settings.length_normalised,
-        patience=settings.patience,
-    )
 
 
 def full_tuning(
@@ -141,7 +126,7 @@ def _score_test(
             net.backbone,
             [items_to_score],
             outcome.best[None],
-            batch_tokens=settings.micro_batch_tokens,
+            batch_tokens=workshop.options(cell.row.spec.backbone).batch_tokens,
             length_normalised=settings.length_normalised,
             options=net.options,
         )

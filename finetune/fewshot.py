@@ -12,7 +12,7 @@ from corpora.common.errors import UserError
 from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
-from finetune.choices import full_tuning, tune_options
+from finetune.choices import full_tuning
 from finetune.full_tuning import full_tuner
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results
@@ -114,7 +114,7 @@ def _tune(
             yield from schedule.run(advance)
     tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
     if settings.ft_zero_stage is None and (mine := _mine(workshop, tuned, results, share)):
-        tuner = full_tuner(settings, settings.backbone, tune_options(settings))
+        tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
         for choice in mine:
             yield full_tuning(workshop, choice, tuner, advance)
 
@@ -131,7 +131,7 @@ def _tune_together(
     tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
     if not tuned:
         return
-    tuner = full_tuner(settings, settings.backbone, tune_options(settings))
+    tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
     for choice in tuner.as_the_first(_mine(workshop, tuned, results, Share())):
         rows = full_tuning(workshop, choice, tuner, advance, share.first)
         if share.first:
