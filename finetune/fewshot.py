@@ -11,9 +11,11 @@ from corpora.common.files import library_versions, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.jobs import run_job
+from finetune.methods import rows_for
 from finetune.plan import Job, plan, unfinished
 from finetune.results import ResultRow, Results
 from finetune.settings import FewshotSettings
+from finetune.task_check import refuse_or_warn
 from finetune.workers import run_jobs
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
@@ -35,6 +37,7 @@ def run_fewshot(settings: FewshotSettings) -> Path:
     """
     out = Path(settings.out)
     workshop = Workshop(settings)
+    _check_tasks(workshop)
     jobs = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out):
         results = Results(out)
@@ -60,6 +63,17 @@ def run_fewshot(settings: FewshotSettings) -> Path:
             say(note)
         say(f"results: {results.path}")
     return out
+
+
+def _check_tasks(workshop: Workshop) -> None:
+    """Refuse tasks that cannot be trained on, and say what a reader of the results must know about the others."""
+    settings = workshop.settings
+    for name in settings.tasks:
+        task = workshop.task(name)
+        rows = rows_for(task, settings.methods)
+        vocabularies = [workshop.tokenizer(which) for which in sorted({row.spec.backbone for row in rows})]
+        kinds = sorted({row.pattern for row in rows})
+        refuse_or_warn(task, workshop.data(name), settings.asked, vocabularies, kinds)
 
 
 def _check_protocol(results: Results, jobs: Sequence[Job]) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
 from corpora.formats import Pattern, Verbalizer
+from corpora.pattern import shortened
 from corpora.tokenizer import Tokenizer
-from finetune.datasets import LabelledRow
+from finetune.rows import LabelledRow
 from finetune.task import PatternKind, Task
 
 IntArray = NDArray[np.int32]
@@ -86,16 +87,44 @@ class Renderer:
         """Rows through the pattern; too long ones lose text (`shorten` first), never the template or `<X>`."""
         items = []
         for row in rows:
-            options = (row.options or self._options) if self.pattern.has_options else ()
             ids = self.pattern.render(
                 self.tokenizer,
                 row.fields,
-                options,
+                self._options_of(row),
                 max_tokens=self.max_tokens,
-                shorten=tuple(name for name in self.task.shorten if name in self.pattern.fields),
+                shorten=self._first_cut,
             )
             items.append(Item(ids, row.label, len(row.options) or len(self.verbalizer.words)))
         return items
+
+    def cut(self, row: EncodedRow) -> set[str]:
+        """Which fields of a row lose text when it is rendered; `options` where an option does.
+
+        Raises:
+            UserError: not even a token of each text fits.
+        """
+        options = self._options_of(row)
+        names: list[str] = []
+        lengths: list[int] = []
+        for kind, name in self.pattern.parts:
+            texts = [row.fields[name]] if kind == "field" else options if kind == "options" else ()
+            names += ["options" if kind == "options" else name] * len(texts)
+            lengths += map(len, texts)
+        fixed = self.pattern.fixed_tokens(self.tokenizer, len(options))
+        room = self.max_tokens - fixed
+        if sum(lengths) <= room:
+            return set()
+        if room < sum(map(bool, lengths)):
+            raise self.pattern.no_room(len(options), fixed, len(lengths), self.max_tokens)
+        kept = shortened(lengths, room, [names.index(name) for name in self._first_cut])
+        return {name for name, before, after in zip(names, lengths, kept, strict=True) if after < before}
+
+    def _options_of(self, row: EncodedRow) -> Sequence[IntArray]:
+        return (row.options or self._options) if self.pattern.has_options else ()
+
+    @property
+    def _first_cut(self) -> tuple[str, ...]:
+        return tuple(name for name in self.task.shorten if name in self.pattern.fields)
 
     def target_ids(self, items: Sequence[Item]) -> list[IntArray]:
         """What the decoder is to say for each item: sentinel, label word; no closing sentinel (released code)."""

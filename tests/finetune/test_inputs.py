@@ -11,8 +11,8 @@ import yaml
 
 from corpora.common.errors import UserError
 from corpora.tokenizer import Tokenizer
-from finetune.datasets import LabelledRow
 from finetune.inputs import Renderer, encode_rows
+from finetune.rows import LabelledRow
 from finetune.task import Task
 
 LONG = "The old man carried the boat near the water of the river. " * 60
