@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from corpora.common.errors import UserError
 from corpora.formats import Pattern, Verbalizer
 from corpora.pattern import shortened
-from corpora.tokenizer import Tokenizer
+from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.rows import LabelledRow
 from finetune.task import PatternKind, Task
 
@@ -97,27 +97,41 @@ class Renderer:
             items.append(Item(ids, row.label, len(row.options) or len(self.verbalizer.words)))
         return items
 
-    def cut(self, row: EncodedRow) -> set[str]:
-        """Which fields of a row lose text when it is rendered; `options` where an option does.
+    def kept(self, row: EncodedRow) -> list[tuple[str, IntArray, int]]:
+        """Each text of a row in the pattern's order: its field (`options` for an option), its ids, how many are kept.
 
         Raises:
             UserError: not even a token of each text fits.
         """
         options = self._options_of(row)
         names: list[str] = []
-        lengths: list[int] = []
+        texts: list[IntArray] = []
         for kind, name in self.pattern.parts:
-            texts = [row.fields[name]] if kind == "field" else options if kind == "options" else ()
-            names += ["options" if kind == "options" else name] * len(texts)
-            lengths += map(len, texts)
+            here = [row.fields[name]] if kind == "field" else list(options) if kind == "options" else []
+            names += ["options" if kind == "options" else name] * len(here)
+            texts += here
+        lengths = list(map(len, texts))
         fixed = self.pattern.fixed_tokens(self.tokenizer, len(options))
         room = self.max_tokens - fixed
-        if sum(lengths) <= room:
-            return set()
         if room < sum(map(bool, lengths)):
             raise self.pattern.no_room(len(options), fixed, len(lengths), self.max_tokens)
-        kept = shortened(lengths, room, [names.index(name) for name in self._first_cut])
-        return {name for name, before, after in zip(names, lengths, kept, strict=True) if after < before}
+        if sum(lengths) > room:
+            lengths = shortened(lengths, room, [names.index(name) for name in self._first_cut])
+        return list(zip(names, texts, lengths, strict=True))
+
+    def text(self, row: EncodedRow) -> str:
+        """A row as it is rendered, for people: with spaces between the parts, `<X>` for the mask."""
+        texts = iter([self.tokenizer.decode(ids[:n]) for _, ids, n in self.kept(row)])
+        parts = []
+        for kind, value in self.pattern.parts:
+            if kind == "field":
+                parts.append(next(texts))
+            elif kind == "options":
+                letters = LETTERS[: len(self._options_of(row))]
+                parts += [f"{letter}. {next(texts)} ." for letter in letters]
+            else:
+                parts.append(value)
+        return " ".join(parts)
 
     def _options_of(self, row: EncodedRow) -> Sequence[IntArray]:
         return (row.options or self._options) if self.pattern.has_options else ()

@@ -10,7 +10,6 @@ from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings
 from finetune.draws import Asked
 from finetune.methods import METHODS
-from pretrain.prompts import INITIALISERS
 
 
 class FewshotSettings(Settings):
@@ -88,6 +87,8 @@ class FewshotSettings(Settings):
     @field_validator("init")
     @classmethod
     def _known_init(cls, value: str) -> str:
+        from pretrain.prompts import INITIALISERS  # brings torch, which `ppt task check` does without
+
         if value not in INITIALISERS:
             raise ValueError(f'no initialisation "{value}"{nearest(value, INITIALISERS)}')
         return value

@@ -55,7 +55,8 @@ class Checked:
         if self.task is not None:
             lines.append(f"{self.task} ({self.file}): {self.train} rows to draw from, {self.test} test rows")
         if self.labels:
-            width = max(map(len, self.labels))
+            width = max(map(len, ("label", *self.labels)))
+            lines.append(f"  {'label':<{width}}  {'train':>6}  {'test':>6}")
             lines += [f"  {name:<{width}}  {a:>6}  {b:>6}" for name, (a, b) in self.labels.items()]
         lines += [f"{problem.level}: {problem.text}" for problem in self.problems]
         lines += self.examples

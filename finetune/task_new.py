@@ -21,11 +21,18 @@ from finetune.task_words import scale_of
 ANSWER = {"en": "The correct one is <X>", "zh": "正确的一项是 <X>"}
 # Hard prompts: the English ones of pairs, choices and many labels are those of the released code for such tasks.
 HARD_PAIR = {"en": "{%s} ? <X> . {%s}", "zh": "{%s} 对吗 ? <X> 。 {%s}"}
+HARD_SAME = {"en": "{%s} Does it mean the same ? <X> . {%s}", "zh": "{%s} 意思相同吗 ? <X> 。 {%s}"}
 HARD_CHOICE = {"en": "Based on the previous passage, we ask", "zh": "根据上文回答问题"}
 HARD_QUESTION = {"en": "Which one is right", "zh": "哪一项正确"}
 HARD_MANY = {"en": "Based on the previous text, we ask what the topic is", "zh": "以上内容属于哪个类别"}
 HARD_OPINION = {"en": "It was <X> .", "zh": "总的来说 <X> 。"}
 HARD_LABEL = {"en": "This is about <X> .", "zh": "以上内容属于 <X> 。"}
+COMMENTS = {
+    "pattern": "A row as text; the answer stands at <X>.",
+    "hard": "The same with words of your own that say what is asked (FT, hybrid methods): make it fit the task.",
+    "unified": "A row as a multiple choice.",
+}
+SAME = frozenset({"same", "duplicate", "equivalent", "相同", "相似"})
 OPINIONS = frozenset({"bad", "good", "差", "好"})
 
 
@@ -69,8 +76,10 @@ def new_task(
     draft = guess_task(table, _label_names(train), choose)
     if tests:
         _same_columns(draft, train[0], read_table(tests))
+        origin = ", ".join(path.name for path in (*train, *tests))
     else:
         assert split is not None  # `_share` said so
+        origin = f"{', '.join(path.name for path in train)}, {split:g} of the rows held out as a test set"
         folder = out.parent / name
         parts = split_rows(table, draft, split, name)
         train, tests = [folder / "train.jsonl"], [folder / "test.jsonl"]
@@ -78,15 +87,13 @@ def new_task(
             if path.exists() and not overwrite:
                 raise UserError(f"{path} already exists; choose another name, or say --overwrite")
             write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_text_atomic(out, task_text(draft, name, out.parent, train, tests))
+    write_text_atomic(out, task_text(draft, name, out.parent, train, tests, origin))
     Task.load(out)  # what is written is a task file
     return draft
 
 
 def _share(choose: Choose, split: float | None, train: Sequence[Path]) -> float:
-    if split is not None:
-        return split
-    answer = choose(
+    answer = str(split) if split is not None else choose(
         "split", f"No test set beside {train[0]}: share of its rows to hold out as one", None, (),
         f"no test set beside {train[0]}: name it with --test FILE, or --split 0.2 holds a fifth of the rows out as one",
     )  # fmt: skip
@@ -157,7 +164,7 @@ def patterns_of(draft: Draft) -> dict[str, str]:
         first, second = names
         return {
             "pattern": f"{{{first}}} <X> {{{second}}}",
-            "hard": HARD_PAIR[language] % (second, first),
+            "hard": (HARD_SAME if SAME & set(draft.labels) else HARD_PAIR)[language] % (second, first),
             "unified": f"{{{second}}} ? {{{first}}} . {choice}",
         }
     if draft.format == "single_text":
@@ -179,7 +186,9 @@ def patterns_of(draft: Draft) -> dict[str, str]:
     }
 
 
-def task_text(draft: Draft, name: str, folder: Path, train: Sequence[Path], test: Sequence[Path]) -> str:
+def task_text(
+    draft: Draft, name: str, folder: Path, train: Sequence[Path], test: Sequence[Path], origin: str
+) -> str:
     """The task file, with comments.
 
     Args:
@@ -188,35 +197,34 @@ def task_text(draft: Draft, name: str, folder: Path, train: Sequence[Path], test
         folder: where the file will lie.
         train: training files.
         test: test files.
+        origin: what it was made from.
     """
     patterns = patterns_of(draft)
     lines = [
-        f"# Written by `ppt task new` from {', '.join(path.name for path in (*train, *test))}; what it says is a guess to be read.",
+        f"# Written by `ppt task new` from {origin}.",
+        "# What it says is a guess: read it, change it, then `ppt task check` it.",
         f"name: {_yaml(name)}",
-        "version: 1  # goes up when you change what the task means: results of both are then told apart",
+        "# Goes up when you change what the task means: results of both are then told apart.",
+        "version: 1",
         f"language: {draft.language}",
-        f"format: {draft.format}  # whose pre-trained prompt PPT starts from",
+        "# Whose pre-trained prompt PPT starts from.",
+        f"format: {draft.format}",
     ]
     if draft.labels:
         if draft.labels != draft.words:
-            lines.append(f"labels: {_yaml(list(draft.labels))}  # as the data names them")
-        what = (
-            "options in this order" if draft.format == "unified" else "what the backbone says for each label"
-        )
-        lines.append(f"verbalizer: {_yaml(list(draft.words))}  # {what}")
-    comments = {
-        "pattern": "a row as text; the answer stands at <X>",
-        "hard": "the same with words of your own that say what is asked: FT and the hybrid methods; make it fit the task",
-        "unified": "a row as a multiple choice",
-    }
-    lines += [f"{key}: {_yaml(text)}  # {comments[key]}" for key, text in patterns.items()]
+            lines += ["# The labels as the data name them.", f"labels: {_yaml(list(draft.labels))}"]
+        many = draft.format == "unified"
+        what = "options, in this order" if many else "what the backbone is to say for each label"
+        lines += [f"# A word for each label: {what}.", f"verbalizer: {_yaml(list(draft.words))}"]
+    for key, text in patterns.items():
+        lines += [f"# {COMMENTS[key]}", f"{key}: {_yaml(text)}"]
     if draft.labels and draft.uneven:
-        lines.append("also: [macro_f1]  # labels are unequal: accuracy alone would flatter the commonest")
+        lines += ["# Labels are unequal: accuracy alone would flatter the commonest.", "also: [macro_f1]"]
     if draft.shorten:
-        lines.append(f"shorten: {_yaml(list(draft.shorten))}  # what is cut first where a row is too long")
+        lines += ["# What is cut first where a row is too long.", f"shorten: {_yaml(list(draft.shorten))}"]
     if draft.options:
         lines.append(f"max_options: {draft.max_options}")
-    lines.append("local:  # where the data are and what their columns are called")
+    lines += ["# Where the data are and what their columns are called.", "local:"]
     lines += [
         f"  {key}: {_yaml(value)}{note}" for key, value, note in _source(draft, name, folder, train, test)
     ]
@@ -231,7 +239,7 @@ def _source(
     relative = os.path.relpath(where, folder.resolve())
     found: list[tuple[str, Any, str]] = []
     if relative != name:
-        found.append(("folder", relative, "  # from this file on"))
+        found.append(("folder", relative, "  # seen from this file"))
     found += [
         (key, [os.path.relpath(path.resolve(), where) for path in paths], "")
         for key, paths in (("train", train), ("test", test))

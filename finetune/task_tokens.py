@@ -65,7 +65,11 @@ def text_problems(
     for kind in kinds:
         try:
             renderer = Renderer(task, kind, tokenizer, prompt_len)
-            cut = [names for names in map(renderer.cut, encoded) if names]
+            cut = [
+                names
+                for row in encoded
+                if (names := {name for name, ids, n in renderer.kept(row) if n < len(ids)})
+            ]
         except UserError as error:
             text = str(error).removeprefix(f"task {task.name}: ")
             yield Problem(
@@ -95,13 +99,13 @@ def rendered_examples(task: Task, rows: TaskData, tokenizer: Tokenizer, prompt_l
     chosen = list(by_label.values())[:n]
     try:
         renderer = Renderer(task, "plain", tokenizer, prompt_len)
-        items = renderer.render(encode_rows(tokenizer, chosen))
+        encoded = encode_rows(tokenizer, chosen)
+        texts = [renderer.text(row) for row in encoded]
     except UserError:
         return []  # said by `text_problems`
-    mask = tokenizer.decode([tokenizer.sentinel(0)])
+    words = renderer.verbalizer.words
     return [
-        f"example: {tokenizer.decode(item.input_ids).replace(mask, '<X>')}\n  answer: {renderer.verbalizer.words[item.label]}"
-        for item in items
+        f"example: {text}\n  answer: {words[row.label]}" for text, row in zip(texts, encoded, strict=True)
     ]
 
 

@@ -84,6 +84,7 @@ def task_new(
     hint = "" if tokenizer else " (label words and lengths are looked at with --tokenizer)"
     text = f"{out}: {draft.format}, {what} in {draft.label}, reads {', '.join(draft.fields.values())}{left}\n{checked.text}{hint}"
     print_result(checked.as_json(), False, text)
+    say(f"next: read {out}, ppt task check it, and name it in the settings of ppt fewshot: tasks: [{out}]")
 
 
 @task_app.command("check")

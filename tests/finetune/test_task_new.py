@@ -137,6 +137,7 @@ def test_pairs_in_chinese_get_chinese_words_and_patterns(tmp_path: Path) -> None
     )
     assert (task.language, task.format) == ("zh", "sentence_pair")
     assert task.verbalizer == ("否", "是") and "正确的一项是" in str(task.unified)
+    assert task.hard == "{second} 意思相同吗 ? <X> 。 {first}"
     assert task.local.fields == {"first": "句子一", "second": "句子二"}
 
 
@@ -284,6 +285,8 @@ def test_a_test_set_is_held_out_when_asked_for_the_same_each_time_and_of_every_l
     assert sorted({row.label for row in data.test}) == list(range(8)) and len(data.test) == 32
     with pytest.raises(UserError, match="already exists"):
         new_task([tmp_path / "all.csv"], out, Chooser({}, asking=False), split=0.2)
+    with pytest.raises(UserError, match="expected a share between 0 and 1"):
+        new_task([tmp_path / "all.csv"], out, Chooser({}, asking=False), split=20, overwrite=True)
 
 
 def test_a_rare_label_has_a_row_in_a_held_out_test_set(tmp_path: Path) -> None:
@@ -385,9 +388,11 @@ def test_words_are_the_labels_own_where_they_can_be_read() -> None:
 def test_the_file_explains_its_keys_and_says_what_it_was_made_from(tmp_path: Path) -> None:
     made(tmp_path, lambda i: {"title": sentence(i), "body": sentence(i) * 5, "kind": EIGHT[i % 3]})
     text = (tmp_path / "task.yaml").read_text()
-    assert "Written by `ppt task new` from train.csv, test.csv" in text
-    for line in ("pattern: ", "hard: ", "verbalizer: ", "shorten: "):
-        assert any(one.startswith(line) and "  # " in one for one in text.splitlines()), line
+    assert text.startswith("# Written by `ppt task new` from train.csv, test.csv.\n")
+    lines = text.splitlines()
+    for key in ("pattern: ", "hard: ", "verbalizer: ", "shorten: ", "version: "):
+        (place,) = (i for i, line in enumerate(lines) if line.startswith(key))
+        assert lines[place - 1].startswith("# "), key
     assert (
         Task.load(tmp_path / "task.yaml").pattern == "{title} {body} <X>"
     )  # a title and its text are no pair
