@@ -119,9 +119,10 @@ class Renderer:
             lengths = shortened(lengths, room, [names.index(name) for name in self._first_cut])
         return list(zip(names, texts, lengths, strict=True))
 
-    def text(self, row: EncodedRow) -> str:
-        """A row as it is rendered, for people: with spaces between the parts, `<X>` for the mask."""
-        texts = iter([self.tokenizer.decode(ids[:n]) for _, ids, n in self.kept(row)])
+    def text(self, row: EncodedRow, shown: int) -> str:
+        """A row as it is rendered, for people: spaces between the parts, `<X>` for the mask, `shown` characters of a text."""
+        whole = [self.tokenizer.decode(ids[:n]) for _, ids, n in self.kept(row)]
+        texts = iter([text if len(text) <= shown else f"{text[:shown]}..." for text in whole])
         parts = []
         for kind, value in self.pattern.parts:
             if kind == "field":

@@ -103,7 +103,7 @@ def guess_task(table: Table, names: Sequence[str], choose: Choose) -> Draft:
     _fields(draft, texts, choose)
     if not options:
         examples = _examples(draft, table)
-        guess = words_for(draft.labels)
+        guess = words_for(draft.labels, draft.language)
         otherwise = _no_words(draft, examples)
         draft.words = _words(draft, guess, otherwise, choose)
     return draft

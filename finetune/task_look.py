@@ -150,8 +150,9 @@ def find_files(data: Sequence[Path], test: Sequence[Path]) -> tuple[list[Path], 
         found = [path] if not path.is_dir() else _in_folder(path)
         for file in found:
             (tests if _is_test(file) else train).append(file)
-    if len(train) > 1 and any(TRAIN.search(_stem(path)) for path in train):
-        train = [path for path in train if TRAIN.search(_stem(path))]
+    if any(path.is_dir() for path in data):
+        for fits in (lambda path: TRAIN.search(_stem(path)), lambda path: _stem(path).lower() == "train"):
+            train = [path for path in train if fits(path)] or train
     if not train and len(tests) == 1 and test:
         train, tests = tests, []
     if not train:

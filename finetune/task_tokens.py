@@ -18,6 +18,7 @@ from finetune.task import PatternKind, Task
 from finetune.task_problems import Problem
 
 LOOKED_AT = 1000  # rows of each set, spread over it
+EXAMPLE = 200  # characters of each text of a row that is shown
 UNKNOWN = 0.05  # share of a set's tokens
 
 
@@ -100,7 +101,7 @@ def rendered_examples(task: Task, rows: TaskData, tokenizer: Tokenizer, prompt_l
     try:
         renderer = Renderer(task, "plain", tokenizer, prompt_len)
         encoded = encode_rows(tokenizer, chosen)
-        texts = [renderer.text(row) for row in encoded]
+        texts = [renderer.text(row, EXAMPLE) for row in encoded]
     except UserError:
         return []  # said by `text_problems`
     words = renderer.verbalizer.words

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 _SCALES: tuple[dict[str, str], ...] = (
     {"very negative": "terrible", "negative": "bad", "neutral": "maybe", "positive": "good", "very positive": "great"},
     {"neg": "bad", "neu": "maybe", "pos": "good"},
+    {"1 star": "terrible", "2 stars": "bad", "3 stars": "maybe", "4 stars": "good", "5 stars": "great"},
     {"contradiction": "no", "neutral": "maybe", "entailment": "yes"},
     {"not_entailment": "no", "entailment": "yes"},
     {"false": "no", "true": "yes"},
@@ -27,6 +28,17 @@ _SCALES: tuple[dict[str, str], ...] = (
     {"错": "否", "对": "是"},
     {"错误": "否", "正确": "是"},
 )  # fmt: skip
+# The words of the Chinese formats in the place of the English ones; of opinions, the middle one is another.
+_CHINESE = {
+    "no": "否",
+    "maybe": "也许",
+    "yes": "是",
+    "terrible": "很差",
+    "bad": "差",
+    "good": "好",
+    "great": "很好",
+}
+_CHINESE_MIDDLE = "一般"
 _CODE = re.compile(
     r"_*[a-z]*_*label_*\d+|[a-z]{0,3}[-_ ]?\d+|[\d.,:/+-]+|(?:class|category|type|topic)[-_ ]?\w|[a-z]", re.I
 )
@@ -49,12 +61,16 @@ def in_order(labels: Sequence[str]) -> list[str]:
     return sorted(labels)
 
 
-def words_for(labels: Sequence[str]) -> list[str] | None:
+def words_for(labels: Sequence[str], language: str = "en") -> list[str] | None:
     """A word for each label, or None where a label's name is a number or a code that says nothing."""
     scale = scale_of(labels)
     if scale is not None:
         by_name = {_plain(name): word for name, word in scale.items()}
-        return [by_name[_plain(label)] for label in labels]
+        known = [by_name[_plain(label)] for label in labels]
+        if language != "zh":
+            return known
+        chinese = _CHINESE | ({"maybe": _CHINESE_MIDDLE} if "good" in scale.values() else {})
+        return [chinese.get(word, word) for word in known]
     words = [_spoken(label) for label in labels]
     if len(set(words)) < len(words) or any(word is None for word in words):
         return None

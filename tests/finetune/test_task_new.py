@@ -17,7 +17,6 @@ from corpora.formats import MAX_OPTIONS
 from finetune.datasets import load_task
 from finetune.task import Task
 from finetune.task_new import new_task, split_rows
-from finetune.task_words import in_order, words_for
 from launch.task_commands import Chooser
 
 WORDS = [
@@ -256,6 +255,14 @@ def test_files_may_be_packed_or_tabbed_lie_elsewhere_and_have_any_name(tmp_path:
     assert (len(data.train), len(data.test)) == (64, 10)
 
 
+def test_of_a_folders_training_files_the_one_named_train_is_taken(tmp_path: Path) -> None:
+    made(tmp_path, lambda i: {"text": sentence(i), "label": ["calm", "angry"][i % 2]}, "train.jsonl")
+    (tmp_path / "old_train32.jsonl").write_text(as_jsonl([{"text": "x y", "label": "calm"}]))
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    new_task([tmp_path], tmp_path / "b.yaml", Chooser({}, asking=False))
+    assert Task.load(tmp_path / "b.yaml").local.train == ("train.jsonl",)
+
+
 def test_a_file_beside_another_of_its_name_is_the_one_that_was_named(tmp_path: Path) -> None:
     made(tmp_path, lambda i: {"text": sentence(i), "label": ["calm", "angry"][i % 2]}, "train.jsonl")
     for part in ("train", "test"):
@@ -366,23 +373,6 @@ def test_flags_that_do_not_fit_the_data_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         made(tmp_path, lambda i: {"text": sentence(i), "label": ["calm", "angry"][i % 2]}, **flags)
-
-
-def test_words_are_the_labels_own_where_they_can_be_read() -> None:
-    assert words_for(["NEWS", "sci_fi", "Society & Culture"]) == ["news", "sci fi", "Society & Culture"]
-    assert words_for(["体育", "财经"]) == ["体育", "财经"]
-    assert words_for(["POSITIVE", "negative", "Neutral"]) == ["good", "bad", "maybe"]
-    for codes in (
-        ["0", "1"],
-        ["LABEL_0", "LABEL_1"],
-        ["c1", "c2"],
-        ["A", "B"],
-        ["class 1", "class 2"],
-        ["3.5", "4"],
-    ):
-        assert words_for(codes) is None, codes
-    assert in_order(["10", "9", "-1"]) == ["-1", "9", "10"]
-    assert in_order(["positive", "neutral", "negative"]) == ["negative", "neutral", "positive"]
 
 
 def test_the_file_explains_its_keys_and_says_what_it_was_made_from(tmp_path: Path) -> None:
