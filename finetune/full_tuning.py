@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from finetune.calibrate import ItemSet, score_sets
 from finetune.draws import evaluation_steps
-from finetune.score import score_items
 from finetune.tune import Outcome, Trial, TuneOptions
 from pretrain.backbone import Backbone
 from pretrain.batching import collate, example_losses, micro_batches
@@ -64,10 +64,9 @@ class FullTuner:
         due = set(evaluation_steps(len(trial.order), options.eval_every))
         for step in range(len(trial.order) + 1):
             if step in due:
-                scores = score_items(
+                (scores,) = score_sets(
                     backbone,
-                    trial.verbalizer,
-                    trial.dev,
+                    [ItemSet(trial.dev, trial.verbalizer, content_free=trial.content_free)],
                     None,
                     batch_tokens=options.batch_tokens,
                     length_normalised=options.length_normalised,

@@ -1,30 +1,36 @@
-"""Which cells a few-shot run has, what names each, and which run together."""
+"""Which cells a few-shot run has and what names each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from corpora.common.errors import UserError
 from finetune.draws import batches
 from finetune.methods import rows_for
-from finetune.results import ResultRow, Results, cell_name, choice_name
+from finetune.results import KnownRows, ResultRow, cell_name, choice_name
 from finetune.workshop import Cell, Workshop
 
 # Settings that hold for every cell of a run alike, and make it another cell where they differ.
 PROTOCOL = (
     "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
-    "length_normalised", "weight_decay", "ft_weight_decay", "clip", "dtype", "max_test",
+    "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "max_test",
+    "patience",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Job:
-    """Cells that run together: prompts of one task and backbone in one bank, or one seed of full tuning."""
+class Choice:
+    """The cells among which dev chooses one: all learning rates of a method, seed, task and number of examples."""
 
     cells: tuple[Cell, ...]
     keys: tuple[ResultRow, ...]  # of each cell: the fields that its row starts with
-    known: tuple[ResultRow, ...] = ()  # finished rows of the same choices, from an earlier run
+    known: tuple[ResultRow, ...] = ()  # finished rows of the same choice, from an earlier run
+
+    @property
+    def name(self) -> str:
+        """What its rows call it."""
+        return str(self.keys[0]["choice"])
 
     @property
     def steps(self) -> int:
@@ -32,8 +38,8 @@ class Job:
         return sum(key["steps"] for key in self.keys)
 
 
-def plan(workshop: Workshop) -> list[Job]:
-    """All cells of a run in jobs. The jobs depend on the settings alone, so a restarted run has the same ones.
+def plan(workshop: Workshop) -> list[Choice]:
+    """All cells of a run, in the order in which they are tuned; it depends on the settings alone.
 
     Raises:
         UserError: anything that a cell needs is missing or wrong.
@@ -43,25 +49,18 @@ def plan(workshop: Workshop) -> list[Job]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"two task files have the name {sorted(twice)[0]}; give each a name of its own")
-    jobs = []
+    choices = []
     for name in settings.tasks:
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
         all_shots = settings.all_shots[:1] if task.many_labels else settings.all_shots
-        choices: dict[tuple[str, int], list[list[Cell]]] = {}
         for shots in _different(workshop, name, all_shots):
             for seed in settings.seeds:
                 for row in rows:
-                    cells = [
-                        Cell(name, shots, row, seed, rate) for rate in sorted(settings.rates(row.method))
-                    ]
-                    kind = row.spec.backbone if row.spec.trains == "prompt" else f"ft {seed}"
-                    choices.setdefault((kind, shots), []).append(cells)
-        for (kind, _), sets in choices.items():
-            limit = 1 if kind.startswith("ft") else settings.prompts_together
-            jobs += [_job(workshop, cells) for cells in _chunks(sets, limit)]
-    # The longest first, so that several processes end together; ties keep their order.
-    return sorted(jobs, key=lambda job: -job.steps) if settings.processes > 1 else jobs
+                    rates = sorted(settings.rates(row.method))
+                    cells = tuple(Cell(name, shots, row, seed, rate) for rate in rates)
+                    choices.append(Choice(cells, tuple(key_of(workshop, cell) for cell in cells)))
+    return choices
 
 
 def _different(workshop: Workshop, name: str, all_shots: Sequence[int]) -> list[int]:
@@ -70,22 +69,6 @@ def _different(workshop: Workshop, name: str, all_shots: Sequence[int]) -> list[
     for shots in all_shots:
         drawn.setdefault(len(workshop.draw(name, shots, workshop.settings.seeds[0]).train), shots)
     return list(drawn.values())
-
-
-def _chunks(sets: Sequence[list[Cell]], limit: int) -> list[tuple[Cell, ...]]:
-    """Whole sets of cells (one choice of a rate each), as evenly as they go, in chunks of about `limit` cells."""
-    total = sum(map(len, sets))
-    per_chunk = max(1, -(-total // max(1, -(-total // limit))))
-    chunks: list[list[Cell]] = [[]]
-    for cells in sets:
-        if chunks[-1] and len(chunks[-1]) + len(cells) > per_chunk:
-            chunks.append([])
-        chunks[-1].extend(cells)
-    return [tuple(chunk) for chunk in chunks]
-
-
-def _job(workshop: Workshop, cells: tuple[Cell, ...]) -> Job:
-    return Job(cells, tuple(key_of(workshop, cell) for cell in cells))
 
 
 def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
@@ -125,14 +108,13 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
     return {**key, "cell": cell_name(key), "choice": choice_name(key)}
 
 
-def unfinished(job: Job, results: Results) -> Job | None:
-    """The job with its cells that have no row yet, and the rows that they are compared with; None if all have one."""
-    missing = set(results.missing(key["cell"] for key in job.keys))
-    pairs = [(cell, key) for cell, key in zip(job.cells, job.keys, strict=True) if key["cell"] in missing]
+def unfinished(choice: Choice, results: KnownRows) -> Choice | None:
+    """The choice with its cells that have no row yet, and the rows that they are compared with; None if all have one."""
+    missing = set(results.missing(key["cell"] for key in choice.keys))
+    pairs = [
+        (cell, key) for cell, key in zip(choice.cells, choice.keys, strict=True) if key["cell"] in missing
+    ]
     if not pairs:
         return None
-    choices = {key["choice"] for _, key in pairs}
-    known = tuple(row for choice in sorted(choices) for row in results.of_choice(choice))
-    return replace(
-        job, cells=tuple(cell for cell, _ in pairs), keys=tuple(key for _, key in pairs), known=known
-    )
+    known = tuple(results.of_choice(choice.name))
+    return Choice(tuple(cell for cell, _ in pairs), tuple(key for _, key in pairs), known)

@@ -36,6 +36,9 @@ class FewshotSettings(Settings):
     epochs: int = Field(default=50, ge=1)
     batch_size: int = Field(default=16, ge=1)
     eval_every: int = Field(default=6, ge=1)  # optimiser steps between dev scores
+    patience: int | None = Field(
+        default=None, ge=1
+    )  # stop a cell after so many dev scores without a better one
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # x the embedding RMS
     learning_rates_of: dict[str, tuple[float, ...]] = Field(
         default_factory=dict
@@ -50,13 +53,17 @@ class FewshotSettings(Settings):
     init: str = "normal"  # where a method's prompt is not a pre-trained one
     count: Literal["label", "all"] = "label"  # target positions in the loss; "all" as the released code
     length_normalised: bool = False  # divide a label's score by its number of tokens
+    calibration: Literal["contextual"] | None = (
+        None  # divide label probabilities by those of content-free texts (Zhao et al. 2021)
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"  # of a frozen backbone
     device: str | None = None  # None: a GPU where there is one
     batch_tokens: int | None = Field(
         default=None, ge=64
     )  # encoder tokens of a micro-batch; None: by the device
-    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank
+    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
     processes: int = Field(default=1, ge=1)  # local processes that share the cells out
+    save_seconds: float = Field(default=60.0, ge=0)  # between checkpoints of what is under way; 0: every step
     keep_prompts: bool = True  # save the prompts of chosen cells
 
     @field_validator("methods", "learning_rates_of")

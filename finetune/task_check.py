@@ -6,18 +6,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corpora.common.errors import UserError
 from corpora.common.progress import say
 from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.datasets import TaskData, load_task
 from finetune.draws import Asked, draw_for, too_few
-from finetune.methods import METHODS
+from finetune.methods import METHODS, rows_for
 from finetune.rows import LabelledRow, RowFault
 from finetune.task import PatternKind, Task
 from finetune.task_problems import Problem, shown_text
 from finetune.task_tokens import rendered_examples, text_problems, word_problems
+
+if TYPE_CHECKING:  # it brings torch, which `ppt task check` does without
+    from finetune.workshop import Workshop
 
 PROTOCOL = Asked()  # what a run asks that says nothing about it
 UNBALANCED = 10  # times as many rows of the commonest label as of the rarest
@@ -128,21 +131,24 @@ def check_task(
     return checked
 
 
-def refuse_or_warn(
-    task: Task, rows: TaskData, asked: Asked, vocabularies: Sequence[Tokenizer], kinds: Sequence[PatternKind]
-) -> None:
-    """Look at a task before a run trains on it.
-
-    Args:
-        task: the task.
-        rows: its rows.
-        asked: what the run asks of them.
-        vocabularies: of the run's backbones.
-        kinds: the patterns that the run's methods use.
+def check_run(workshop: Workshop) -> None:
+    """Refuse tasks that a run cannot train on, and say what a reader of its results must know about the others.
 
     Raises:
-        UserError: the first error, and how many more there are. Warnings are said.
+        UserError: the first error, and how many more there are; or a method needs a pattern that a file lacks.
     """
+    settings = workshop.settings
+    for name in settings.tasks:
+        task = workshop.task(name)
+        rows = rows_for(task, settings.methods)
+        vocabularies = [workshop.tokenizer(which) for which in sorted({row.spec.backbone for row in rows})]
+        kinds = sorted({row.pattern for row in rows})
+        _refuse_or_warn(task, workshop.data(name), settings.asked, vocabularies, kinds)
+
+
+def _refuse_or_warn(
+    task: Task, rows: TaskData, asked: Asked, vocabularies: Sequence[Tokenizer], kinds: Sequence[PatternKind]
+) -> None:
     found = list(data_problems(task, rows, asked))
     for vocabulary in {one.fingerprint: one for one in vocabularies}.values():
         words = list(word_problems(task, vocabulary))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.tokenizer import LETTERS, Tokenizer
+from finetune.calibrate import content_free_items
 from finetune.datasets import TaskData, load_task
 from finetune.draws import Draw, IntArray, batches, draw_for, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
@@ -19,7 +22,10 @@ from finetune.task import PatternKind, Task
 from finetune.tune import Trial
 from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint, prompts_folder
 from pretrain.backbone import Backbone, load_backbone
+from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.prompts import init_prompt
+
+COST_SAMPLE = 8  # rows whose lengths stand for a task's
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Workshop:
         self.settings = settings
         self._tasks: dict[str, Task] = {}
         self._data: dict[str, TaskData] = {}
-        self._backbones: dict[tuple[str, str], Backbone] = {}
+        self._backbones: dict[str, Backbone] = {}
+        self._nets: dict[str, PromptedBackbone] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
         self._encoded: dict[tuple[str, str, str, int], EncodedRow] = {}
         self._renderers: dict[tuple[str, str, PatternKind], Renderer] = {}
@@ -59,18 +66,29 @@ class Workshop:
             self._data[name] = load_task(self.task(name), self.settings.data)
         return self._data[name]
 
-    def backbone(self, which: str, dtype: str | None = None) -> Backbone:
+    def backbone(self, which: str) -> Backbone:
         """The frozen backbone `main` or `lm`.
 
         Raises:
             UserError: it is not given, cannot be loaded, or its tokenizer does not fit it.
         """
-        key = (which, dtype or self.settings.dtype)
-        if key not in self._backbones:
-            self._backbones[key] = load_backbone(
-                self.settings.needs(which), dtype=key[1], device=self.settings.resolved_device
+        if which not in self._backbones:
+            self._backbones[which] = load_backbone(
+                self.settings.needs(which), dtype=self.settings.dtype, device=self.settings.resolved_device
             )
-        return self._backbones[key]
+        return self._backbones[which]
+
+    def trainable_backbone(self) -> Backbone:
+        """The main backbone in float32, loaded anew: that which prompts are tuned on is changed for it."""
+        return load_backbone(self.settings.backbone, dtype="float32", device=self.settings.resolved_device)
+
+    def net(self, which: str) -> PromptedBackbone:
+        """The backbone as prompts are tuned on it: frozen, examples end to end."""
+        if which not in self._nets:
+            on_gpu = torch.device(self.settings.resolved_device).type == "cuda"
+            options = ForwardOptions("flex", compiled=True) if on_gpu else ForwardOptions()
+            self._nets[which] = PromptedBackbone(self.backbone(which), options).requires_grad_(False).eval()
+        return self._nets[which]
 
     def tokenizer(self, which: str) -> Tokenizer:
         """The tokenizer beside a backbone."""
@@ -118,18 +136,27 @@ class Workshop:
             self._items[key] = self.items(cell, "test", self.test_rows(cell.task))
         return self._items[key]
 
+    def content_free(self, cell: Cell, items: Sequence[Item]) -> list[Item]:
+        """What scores of a cell's items are calibrated by; nothing where the settings ask for no calibration."""
+        if self.settings.calibration is None:
+            return []
+        return content_free_items(self.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern), items)
+
     def trial(self, cell: Cell) -> Trial:
         """What a cell trains on, in which order and from where."""
         settings, task = self.settings, self.task(cell.task)
         drawn = self.draw(cell.task, cell.shots, cell.seed)
+        dev = self.items(cell, "train", drawn.dev)
         return Trial(
             renderer=self.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern),
             train=self.items(cell, "train", drawn.train),
-            dev=self.items(cell, "train", drawn.dev),
+            dev=dev,
+            content_free=self.content_free(cell, dev),
             order=batches(len(drawn.train), settings.batch_size, settings.epochs, cell.seed, task.name),
             learning_rate=cell.learning_rate,
             start_PD=self.start(cell),
             name=f"{task.name} {cell.row.method} seed {cell.seed}",
+            same_start=f"{task.name} {cell.row.method} {cell.shots} {cell.seed}",
         )
 
     def start(self, cell: Cell) -> torch.Tensor | None:
@@ -194,6 +221,15 @@ class Workshop:
         """Words of the labels, for the row: the verbalizer, or letters where each row has options of its own."""
         task = self.task(cell.task)
         return list(task.verbalizer) or list(LETTERS[: task.max_options])
+
+    def cost(self, cells: Sequence[Cell], steps: int) -> float:
+        """About how many encoder tokens some cells of one row read in all, a step back counted twice a step forward."""
+        settings, cell = self.settings, cells[0]
+        drawn = self.draw(cell.task, cell.shots, cell.seed)
+        sample = self.items(cell, "train", drawn.train[:COST_SAMPLE])
+        length = settings.prompt_len + float(np.mean([len(item.input_ids) for item in sample]))
+        scored = len(drawn.dev) * (steps / settings.eval_every + len(cells)) + len(self.test_rows(cell.task))
+        return length * (3 * steps * min(settings.batch_size, len(drawn.train)) + scored)
 
     def forget_task(self, name: str) -> None:
         """Let go of a task's rendered rows."""

@@ -159,3 +159,27 @@ def as_its_owner() -> Callable[[], None]:
         libc.prctl(drop_from_bounding_set, may_write_anywhere, 0, 0, 0)
 
     return give_up
+
+
+MEASURED = ("seconds", "test_seconds", "peak_bytes")  # of a row; they differ from run to run
+
+
+@pytest.fixture(scope="session")
+def read_rows() -> Callable[[str | Path], list[dict[str, Any]]]:
+    """Reads the rows of a run."""
+
+    def read(out: str | Path) -> list[dict[str, Any]]:
+        path = Path(out) / "results.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def comparable(read_rows: Any) -> Callable[[str | Path], dict[str, dict[str, Any]]]:
+    """Reads the rows of a run by cell, without what was measured."""
+
+    def read(out: str | Path) -> dict[str, dict[str, Any]]:
+        return {row["cell"]: {k: v for k, v in row.items() if k not in MEASURED} for row in read_rows(out)}
+
+    return read

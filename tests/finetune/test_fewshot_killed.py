@@ -62,10 +62,6 @@ def lines(out: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def without_seconds(out: str | Path) -> dict[str, dict[str, Any]]:
-    return {row["cell"]: {k: v for k, v in row.items() if k != "seconds"} for row in lines(out)}
-
-
 def written(out: str | Path) -> dict[str, bytes]:
     """Files beside the rows and what they hold."""
     out = Path(out)
@@ -74,24 +70,24 @@ def written(out: str | Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_rows_and_files_of_one_that_was_not(
-    small_run: Any, start: Start, tmp_path: Path
+    small_run: Any, start: Start, tmp_path: Path, comparable: Any
 ) -> None:
     changes: dict[str, Any] = {"methods": ["ft", "vanilla_pt", "ppt"], "prompts_together": 2}
     whole = run_fewshot(small_run(out=str(tmp_path / "whole"), **changes))
-    rows = without_seconds(whole)
+    rows = comparable(whole)
     settings = small_run(out=str(tmp_path / "killed"), **changes)
     child = start(settings)
     wait_until(lambda: len(lines(settings.out)) >= 3, child)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    kept = without_seconds(settings.out)
+    kept = comparable(settings.out)
     assert 3 <= len(kept) < len(rows) and kept.items() <= rows.items()
 
     again = start(settings)
     said = again.communicate(timeout=PATIENCE)[1]
     assert again.returncode == 0, said
     assert f"{len(kept)} of {len(rows)} cells" in said
-    assert without_seconds(settings.out) == rows
+    assert comparable(settings.out) == rows
     assert written(settings.out) == written(whole)
 
 
@@ -119,7 +115,7 @@ def workers(child: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_a_disk_that_is_full_at_any_write_is_one_line_and_the_run_goes_on_later(
-    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comparable: Any
 ) -> None:
     changes: dict[str, Any] = {"methods": ["vanilla_pt"], "seeds": [0], "epochs": 1}
     whole = run_fewshot(small_run(out=str(tmp_path / "whole"), **changes))
@@ -146,7 +142,7 @@ def test_a_disk_that_is_full_at_any_write_is_one_line_and_the_run_goes_on_later(
         assert not list(Path(settings.out).rglob("*.partial"))
         assert lines(settings.out) == []  # the rows come last
     assert refused_from > 10
-    assert without_seconds(settings.out) == without_seconds(whole)
+    assert comparable(settings.out) == comparable(whole)
     assert written(settings.out) == written(whole)
 
 
