@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -29,7 +29,13 @@ class Choose(Protocol):
     """Settles one part of a task: what a flag says, else what a person answers, else the guess."""
 
     def __call__(
-        self, part: str, question: str, guess: str | None, among: Sequence[str] = (), otherwise: str = ""
+        self,
+        part: str,
+        question: str,
+        guess: str | None,
+        among: Sequence[str] = (),
+        otherwise: str = "",
+        check: Callable[[str], object] | None = None,
     ) -> str:
         """Settle a part.
 
@@ -39,9 +45,10 @@ class Choose(Protocol):
             guess: what is taken where nobody says otherwise; None: there is none.
             among: valid answers (a comma separates several); empty: any text.
             otherwise: the error where there is neither flag nor person nor guess.
+            check: raises a UserError at an answer that does not fit; a person is asked again.
 
         Raises:
-            UserError: see `otherwise`; or a flag names nothing of `among`.
+            UserError: see `otherwise` and `check`; or a flag names nothing of `among`.
         """
         ...
 
@@ -233,11 +240,14 @@ def _format(draft: Draft, texts: Mapping[str, Column], choose: Choose) -> str:
     else:
         pair = len(_read(texts)) == 2 and not any(name.lower() in TITLES for name in _read(texts))
         guess, valid = "sentence_pair" if pair else "single_text", ["single_text", "sentence_pair", "unified"]
-    answer = choose("format", f"Format ({', '.join(valid)})" if len(valid) > 1 else "", guess, FORMATS)
-    if answer not in valid:
-        what = "rows with options of their own" if draft.options else f"{len(draft.labels)} fixed labels"
-        raise UserError(f"format {answer} does not go with {what}; expected {' or '.join(valid)}")
-    return answer
+
+    def check(answer: str) -> None:
+        if answer not in valid:
+            what = "rows with options of their own" if draft.options else f"{len(draft.labels)} fixed labels"
+            raise UserError(f"format {answer} does not go with {what}; expected {' or '.join(valid)}")
+
+    question = f"Format ({', '.join(valid)})" if len(valid) > 1 else ""
+    return choose("format", question, guess, FORMATS, check=check)
 
 
 def _read(texts: Mapping[str, Column]) -> list[str]:
@@ -260,19 +270,23 @@ def _fields(draft: Draft, texts: Mapping[str, Column], choose: Choose) -> None:
     by_length = sorted(readable, key=lambda name: -texts[name].length)[:limit]
     guess = [name for name in readable if name in by_length]
     guess.sort(key=lambda name: name.lower() not in TITLES)
+
+    def check(answer: str) -> None:
+        if draft.format == "sentence_pair" and len(split(answer)) != 2:
+            raise UserError(
+                f"format sentence_pair reads two columns, not {len(split(answer))} ({answer}); "
+                "name two with --fields COLUMN,COLUMN or choose --format single_text"
+            )
+
     answer = choose(
         "fields",
         "Columns to read, in order",
         ",".join(guess) or None,
         tuple(texts),
         f"no column looks like text among {', '.join(texts) or 'none'}; name those to read with --fields COLUMN,COLUMN",
+        check,
     )
     columns = split(answer)
-    if draft.format == "sentence_pair" and len(columns) != 2:
-        raise UserError(
-            f"format sentence_pair reads two columns, not {len(columns)} ({', '.join(columns)}); "
-            "name two with --fields COLUMN,COLUMN or choose --format single_text"
-        )
     generic = {
         "sentence_pair": ["first", "second"],
         "multiple_choice": ["question"] if len(columns) == 1 else ["context", "question"],
@@ -301,27 +315,36 @@ def _language(texts: Mapping[str, Column]) -> str:
 
 def _words(draft: Draft, guess: Sequence[str] | None, otherwise: str, choose: Choose) -> tuple[str, ...]:
     answer = choose(
-        "words", otherwise if guess is None else f"Words for the labels {', '.join(draft.labels)}",
-        ",".join(guess) if guess else None, (), otherwise,
-    )  # fmt: skip
+        "words",
+        f"Words for the labels {', '.join(draft.labels)}",
+        ",".join(guess) if guess else None,
+        (),
+        otherwise,
+        lambda answer: _words_of(draft, guess, answer),
+    )
+    return _words_of(draft, guess, answer)
+
+
+def _words_of(draft: Draft, guess: Sequence[str] | None, answer: str) -> tuple[str, ...]:
+    """Words in the order of the labels, out of `word,word` or `label=word,label=word`."""
     parts = split(answer)
-    if any("=" in part for part in parts):
-        pairs = dict(part.split("=", 1) for part in parts if "=" in part)
-        pairs = {label.strip(): word.strip() for label, word in pairs.items()}
-        for label in pairs:
-            if label not in draft.labels:
-                raise UserError(f'--words names the label "{label}"{nearest(label, draft.labels)}')
-        known = dict(zip(draft.labels, guess, strict=True)) if guess else {}
-        lacking = [label for label in draft.labels if label not in pairs and label not in known]
-        if lacking:
-            raise UserError(f'--words has no word for the label "{lacking[0]}"; add {lacking[0]}=WORD')
-        return tuple(pairs.get(label) or known[label] for label in draft.labels)
-    if len(parts) != len(draft.labels):
-        raise UserError(
-            f"{len(parts)} words ({', '.join(parts)}) for {len(draft.labels)} labels ({', '.join(draft.labels)}); "
-            "expected a word for each, in that order, or label=word"
-        )
-    return tuple(parts)
+    if not any("=" in part for part in parts):
+        if len(parts) != len(draft.labels):
+            raise UserError(
+                f"{len(parts)} words ({', '.join(parts)}) for {len(draft.labels)} labels ({', '.join(draft.labels)}); "
+                "expected a word for each, in that order, or label=word"
+            )
+        return tuple(parts)
+    known = dict(zip(draft.labels, guess, strict=True)) if guess else {}
+    for part in parts:
+        label, _, word = (side.strip() for side in part.partition("="))
+        if label not in draft.labels:
+            raise UserError(f'--words names the label "{label}"{nearest(label, draft.labels)}')
+        known[label] = word
+    lacking = [label for label in draft.labels if not known.get(label)]
+    if lacking:
+        raise UserError(f'--words has no word for the label "{lacking[0]}"; add {lacking[0]}=WORD')
+    return tuple(known[label] for label in draft.labels)
 
 
 def _examples(draft: Draft, table: Table) -> dict[str, str]:

@@ -16,7 +16,6 @@ from corpora.common.rng import generator
 from finetune.task import Task
 from finetune.task_guess import Choose, Draft, guess_task
 from finetune.task_look import Table, find_files, read_table
-from finetune.task_words import scale_of
 
 ANSWER = {"en": "The correct one is <X>", "zh": "正确的一项是 <X>"}
 # Hard prompts: the English ones of pairs, choices and many labels are those of the released code for such tasks.
@@ -33,7 +32,7 @@ COMMENTS = {
     "unified": "A row as a multiple choice.",
 }
 SAME = frozenset({"same", "duplicate", "equivalent", "相同", "相似"})
-OPINIONS = frozenset({"bad", "good", "差", "好"})
+OPINIONS = frozenset({"terrible", "bad", "maybe", "good", "great", "很差", "差", "一般", "好", "很好"})
 
 
 def new_task(
@@ -93,10 +92,17 @@ def new_task(
 
 
 def _share(choose: Choose, split: float | None, train: Sequence[Path]) -> float:
-    answer = str(split) if split is not None else choose(
-        "split", f"No test set beside {train[0]}: share of its rows to hold out as one", None, (),
+    if split is not None:
+        return _share_of(str(split))
+    answer = choose(
+        "split", "Share of the rows to hold out", None, (),
         f"no test set beside {train[0]}: name it with --test FILE, or --split 0.2 holds a fifth of the rows out as one",
+        _share_of,
     )  # fmt: skip
+    return _share_of(answer)
+
+
+def _share_of(answer: str) -> float:
     try:
         share = float(answer)
     except ValueError:
@@ -168,7 +174,7 @@ def patterns_of(draft: Draft) -> dict[str, str]:
             "unified": f"{{{second}}} ? {{{first}}} . {choice}",
         }
     if draft.format == "single_text":
-        hard = HARD_OPINION if OPINIONS & set(draft.words) and scale_of(draft.labels) else HARD_LABEL
+        hard = HARD_OPINION if OPINIONS.issuperset(draft.words) else HARD_LABEL
         return {
             "pattern": f"{all_texts} <X>",
             "hard": f"{all_texts} {hard[language]}",

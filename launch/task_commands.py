@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -155,42 +155,50 @@ class Chooser:
         self.guessed: list[str] = []
 
     def __call__(
-        self, part: str, question: str, guess: str | None, among: Sequence[str] = (), otherwise: str = ""
+        self,
+        part: str,
+        question: str,
+        guess: str | None,
+        among: Sequence[str] = (),
+        otherwise: str = "",
+        check: Callable[[str], object] | None = None,
     ) -> str:
         """See `finetune.task_guess.Choose`."""
-        if part in self.flags:
-            _check(f"--{part}", self.flags[part], among)
-            return self.flags[part]
-        if self.asking and question:
-            return _ask(question, guess, among)
-        if guess is None:
+        if part not in self.flags and self.asking and question:
+            if guess is None:
+                say(otherwise)
+            return _ask(question, guess, among, check)
+        answer = self.flags.get(part, guess)
+        if answer is None:
             raise UserError(otherwise)
-        if question:
-            self.guessed.append(f"--{part} {shlex.quote(guess)}")
-        return guess
+        _check(f"--{part}", answer, among if part in self.flags else (), check)
+        if part not in self.flags and question:
+            self.guessed.append(f"--{part} {shlex.quote(answer)}")
+        return answer
 
 
-def _ask(question: str, guess: str | None, among: Sequence[str]) -> str:
+def _ask(
+    question: str, guess: str | None, among: Sequence[str], check: Callable[[str], object] | None
+) -> str:
     """Ask until the answer is valid."""
     while True:
         shown = question if guess is None else f"{question} [{guess}]"
         try:
-            answer = console().input(f"{shown}: ", markup=False).strip() or guess or ""
+            answer = console().input(f"{shown}: ", markup=False).strip() or guess
+            if answer:
+                _check("the answer", answer, among, check)
+                return answer
         except EOFError as error:
             raise UserError("the input ended before the questions did; --yes takes all guesses") from error
-        if not answer:
-            continue
-        try:
-            _check("the answer", answer, among)
         except UserError as error:
             say(str(error))
-        else:
-            return answer
 
 
-def _check(what: str, answer: str, among: Sequence[str]) -> None:
+def _check(what: str, answer: str, among: Sequence[str], check: Callable[[str], object] | None) -> None:
     from finetune.task_guess import split
 
     for one in split(answer) if among and answer not in among else ():
         if one not in among:
             raise UserError(f'{what} names "{one}"{nearest(one, among)}')
+    if check is not None:
+        check(answer)

@@ -75,12 +75,13 @@ def made(folder: Path, text: Any, name: str = "train.csv", **flags: str) -> Task
     return task
 
 
-EIGHT = ["sports", "world news", "R&D", "cooking", "travel", "music", "film", "gardening"]
+EIGHT = ["sports", "world, news", "R&D", "cooking", "travel", "music", "film", "gardening"]
 
 
 def test_a_csv_of_text_and_eight_labels_is_unified(tmp_path: Path) -> None:
     task = made(tmp_path, lambda i: {"headline": sentence(i), "topic": EIGHT[i % 8]})
-    assert task.format == "unified" and task.verbalizer == tuple(sorted(EIGHT)) == task.labels
+    assert task.format == "unified" and task.labels == tuple(sorted(EIGHT))
+    assert task.verbalizer[-1] == "world news" and task.verbalizer[:-1] == task.labels[:-1]
     assert task.local.label == "topic" and task.field_names() == ("headline",)
     assert task.pattern == "{headline} ? {options} ? The correct one is <X>" and "hard" in task.patterns()
 
@@ -221,6 +222,7 @@ def test_five_stars_are_a_scale_in_order_whatever_comes_first(tmp_path: Path) ->
     task = made(tmp_path, lambda i: {"review": sentence(i), "stars": 5 - i % 5},
                 words="terrible,bad,maybe,good,great")  # fmt: skip
     assert task.labels == ("1", "2", "3", "4", "5") and task.format == "single_text"
+    assert task.hard == "{review} It was <X> ."
     assert [row.label for row in load_task(task, None).train[:2]] == [4, 3]
 
 

@@ -64,13 +64,14 @@ def test_without_a_terminal_everything_is_guessed_and_the_guesses_are_said_as_fl
 def test_a_person_is_asked_with_the_guess_as_default_and_again_after_a_wrong_answer(
     news: Path, asked: None
 ) -> None:
-    answers = ["cod", "code", "", "", "", "0=athletics,1=songs,2=movies"]
+    answers = ["cod", "code", "", "", "", "athletics,songs", "0=athletics,1=songs,2=movies"]
     done = run("new", "train.csv", "--test", "test.csv", "--out", "t.yaml", given="\n".join(answers) + "\n")
     assert done.exit_code == 0, done.output
     assert "Column of the label [sort]" in done.stderr
     assert 'names "cod"; did you mean "code"?' in done.stderr
     assert "Format (single_text, sentence_pair, unified) [single_text]" in done.stderr
     assert '0 (30 rows, as "The boat moved number 0 along.")' in done.stderr  # what a code stands for
+    assert "2 words (athletics, songs) for 3 labels (0, 1, 2)" in done.stderr
     assert "guessed" not in done.stderr
     task = Task.load("t.yaml")
     assert task.labels == ("0", "1", "2") and task.verbalizer == ("athletics", "songs", "movies")
@@ -79,7 +80,7 @@ def test_a_person_is_asked_with_the_guess_as_default_and_again_after_a_wrong_ans
 def test_a_person_may_have_a_test_set_held_out(news: Path, asked: None) -> None:
     done = run("new", "train.csv", "--label", "sort", "--out", "t.yaml", given="0.1\n\n\n\n\n")
     assert done.exit_code == 0, done.output
-    assert "No test set beside train.csv" in done.stderr
+    assert "no test set beside train.csv" in done.stderr and "Share of the rows to hold out: " in done.stderr
     assert len((news / "t" / "test.jsonl").read_text().splitlines()) == 9
     assert "81 rows to draw from, 9 test rows" in done.stdout
 
