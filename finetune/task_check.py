@@ -19,7 +19,7 @@ from finetune.task import PatternKind, Task
 from finetune.task_problems import Problem, shown_text
 from finetune.task_tokens import rendered_examples, text_problems, word_problems
 
-if TYPE_CHECKING:  # it brings torch, which `ppt task check` does without
+if TYPE_CHECKING:  # it brings torch, which a check without settings does without
     from finetune.workshop import Workshop
 
 PROTOCOL = Asked()  # what a run asks that says nothing about it
