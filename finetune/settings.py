@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings
+from finetune.draws import Asked
 from finetune.methods import METHODS
 from pretrain.prompts import INITIALISERS
 from pretrain.quantise import Weights
@@ -135,6 +136,19 @@ class FewshotSettings(Settings):
     def all_shots(self) -> tuple[int, ...]:
         """Every number of training examples asked for, smallest first."""
         return (self.shots,) if isinstance(self.shots, int) else tuple(sorted(set(self.shots)))
+
+    @property
+    def asked(self) -> Asked:
+        """What every task's rows have to be enough for."""
+        return Asked(
+            shots=self.all_shots,
+            dev_shots=self.dev_shots,
+            shots_per_label=self.shots_per_label,
+            seeds=self.seeds,
+            stratified=self.stratified,
+            allow_fewer=self.allow_fewer,
+            prompt_len=self.prompt_len,
+        )
 
     def rates(self, method: str) -> tuple[float, ...]:
         """The learning rates that a method tries."""

@@ -12,11 +12,12 @@ from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.calibrate import content_free_items
-from finetune.datasets import LabelledRow, TaskData, load_task
-from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
+from finetune.datasets import TaskData, load_task
+from finetune.draws import Draw, IntArray, batches, draw_for, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
 from finetune.memory import fitting_tokens
 from finetune.methods import METHODS, Row
+from finetune.rows import LabelledRow
 from finetune.settings import FewshotSettings
 from finetune.task import PatternKind, Task
 from finetune.tune import Trial, TuneOptions
@@ -125,19 +126,8 @@ class Workshop:
 
     def draw(self, name: str, shots: int, seed: int) -> Draw:
         """A seed's training and dev rows: the same for every method."""
-        settings, task = self.settings, self.task(name)
-        per_label = task.many_labels
-        each = task.shots_per_label or settings.shots_per_label
-        return draw(
-            [row.label for row in self.data(name).train],
-            seed,
-            task.name,
-            shots=each if per_label else shots,
-            dev_shots=each if per_label else settings.dev_shots,
-            per_label=per_label,
-            stratified=settings.stratified,
-            allow_fewer=settings.allow_fewer,
-        )
+        labels = [row.label for row in self.data(name).train]
+        return draw_for(self.task(name), labels, self.settings.asked, shots, seed)
 
     def test_rows(self, name: str) -> IntArray:
         """Positions of the test rows that are scored."""

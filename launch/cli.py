@@ -14,6 +14,7 @@ from corpora.common.errors import Stopped
 from launch.arguments import AsJson, Language, new_app, print_result, terminal_columns
 from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
+from launch.task_commands import task_app
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -28,6 +29,7 @@ prompts_app = new_app("Prompts on disk: look at them, take them elsewhere, bring
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(task_app, name="task")
 
 Overrides = Annotated[
     list[str] | None,
