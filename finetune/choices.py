@@ -18,48 +18,41 @@ from finetune.full_tuning import FullTuner
 from finetune.methods import METHODS
 from finetune.plan import Choice
 from finetune.results import ResultRow, best_first
-from finetune.score import ANYWHERE, Scores
-from finetune.settings import FewshotSettings
-from finetune.tune import Outcome, TuneOptions
+from finetune.score import Scores
+from finetune.tune import Outcome
 from finetune.workshop import Cell, Workshop
 from pretrain.artifact import PromptInfo, prompt_fingerprint, save_prompt
 
 Advance = Callable[[int], None]
 
 
-def tune_options(settings: FewshotSettings) -> TuneOptions:
-    """What all cells of a run share."""
-    return TuneOptions(
-        eval_every=settings.eval_every,
-        batch_tokens=settings.micro_batch_tokens,
-        weight_decay=settings.weight_decay,
-        ft_weight_decay=settings.ft_weight_decay,
-        clip=settings.clip,
-        count=settings.count,
-        length_normalised=settings.length_normalised,
-        patience=settings.patience,
-    )
-
-
-def full_tuning(workshop: Workshop, choice: Choice, tuner: FullTuner, advance: Advance) -> list[ResultRow]:
+def full_tuning(
+    workshop: Workshop, choice: Choice, tuner: FullTuner, advance: Advance, writes: bool = True
+) -> list[ResultRow]:
     """Tune all weights in each cell of a choice, one after the other, and finish it.
+
+    Args:
+        workshop: of the run.
+        choice: what to tune.
+        tuner: of its backbone.
+        advance: called with the steps done.
+        writes: whether this process writes what lies beside the rows, of those that tune together.
 
     Returns:
         Rows as `finish_choice` gives them.
     """
-    outcomes: list[Outcome] = []
-    for cell in choice.cells:
-        outcomes.append(tuner.tune(workshop.trial(cell), tune_options(workshop.settings), advance))
-        rows = [_row(workshop, key, outcome) for key, outcome in zip(choice.keys, outcomes, strict=False)]
-        best = min(rows, key=best_first)["cell"]
-        for row, outcome in zip(rows, outcomes, strict=True):
-            if row["cell"] != best:
-                outcome.best = None  # one copy of all weights is enough
-    return finish_choice(workshop, choice, outcomes, tuner)
+    trials = [workshop.trial(cell) for cell in choice.cells]
+    rival = min((best_first(row) for row in choice.known), default=None)
+    outcomes = tuner.tune_rates(trials, advance, rival)
+    return finish_choice(workshop, choice, outcomes, tuner, writes)
 
 
 def finish_choice(
-    workshop: Workshop, choice: Choice, outcomes: Sequence[Outcome], tuner: FullTuner | None = None
+    workshop: Workshop,
+    choice: Choice,
+    outcomes: Sequence[Outcome],
+    tuner: FullTuner | None = None,
+    writes: bool = True,
 ) -> list[ResultRow]:
     """Choose a rate and score it on test.
 
@@ -67,7 +60,8 @@ def finish_choice(
         workshop: of the run.
         choice: whose cells are tuned.
         outcomes: one a cell.
-        tuner: in full tuning, what the chosen weights are scored in.
+        tuner: in full tuning, what has kept the chosen weights.
+        writes: as in `full_tuning`.
 
     Returns:
         Rows for results.jsonl; their curves, predictions and prompts are on disk.
@@ -76,10 +70,15 @@ def finish_choice(
     out = Path(workshop.settings.out)
     best = min((*rows, *choice.known), key=best_first)
     for cell, row, outcome in zip(choice.cells, rows, outcomes, strict=True):
-        _write_lines(out / "curves" / f"{row['cell']}.jsonl", outcome.curve)
+        if writes:
+            _write_lines(out / "curves" / f"{row['cell']}.jsonl", outcome.curve)
         if row is best:
             row["chosen"] = True
-            _score_test(workshop, cell, row, outcome, tuner)
+            scores = _score_test(workshop, cell, row, outcome, tuner)
+            if writes:
+                _write_predictions(workshop, cell, row, scores)
+                if tuner is None and workshop.settings.keep_prompts:
+                    _save_prompt(workshop, cell, row, outcome)
     return rows
 
 
@@ -111,27 +110,26 @@ def _row(workshop: Workshop, key: ResultRow, outcome: Outcome) -> ResultRow:
 
 def _score_test(
     workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome, tuner: FullTuner | None
-) -> None:
-    """Score a chosen cell; write it into its row, its predictions and its prompt beside it."""
+) -> Scores:
+    """Score a chosen cell and write it into its row."""
     settings, task = workshop.settings, workshop.task(cell.task)
     items = workshop.test_items(cell)
-    began = time.perf_counter()
-    if tuner is None:
-        assert isinstance(outcome.best, torch.Tensor)
-        net = workshop.net(cell.row.spec.backbone)
-        backbone, options, prompts_KPD = net.backbone, net.options, outcome.best[None]
-    else:
-        assert isinstance(outcome.best, dict)
-        backbone, options, prompts_KPD = tuner.load(outcome.best), ANYWHERE, None
     verbalizer = workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer
-    (scores,) = score_sets(
-        backbone,
-        [ItemSet(items, verbalizer, content_free=workshop.content_free(cell, items))],
-        prompts_KPD,
-        batch_tokens=settings.micro_batch_tokens,
-        length_normalised=settings.length_normalised,
-        options=options,
-    )
+    began = time.perf_counter()
+    items_to_score = ItemSet(items, verbalizer, content_free=workshop.content_free(cell, items))
+    if tuner is not None:
+        scores = tuner.score_best(items_to_score)
+    else:
+        assert outcome.best is not None
+        net = workshop.net(cell.row.spec.backbone)
+        (scores,) = score_sets(
+            net.backbone,
+            [items_to_score],
+            outcome.best[None],
+            batch_tokens=workshop.options(cell.row.spec.backbone).batch_tokens,
+            length_normalised=settings.length_normalised,
+            options=net.options,
+        )
     row["test_seconds"] = round(time.perf_counter() - began, 3)
     row["test"] = scores.accuracy
     row["test_loss"] = scores.loss
@@ -140,9 +138,7 @@ def _score_test(
     row["test_chance"] = float(np.mean(1 / scores.n_labels))
     if "macro_f1" in task.also:
         row["test_f1"] = scores.macro_f1
-    _write_predictions(workshop, cell, row, scores)
-    if tuner is None and settings.keep_prompts:
-        _save_prompt(workshop, cell, row, outcome)
+    return scores
 
 
 def _write_predictions(workshop: Workshop, cell: Cell, row: ResultRow, scores: Scores) -> None:

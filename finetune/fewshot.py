@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from corpora.common.errors import UserError
-from corpora.common.files import library_versions, machine_errors, write_manifest
+from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.choices import full_tuning
-from finetune.full_tuning import FullTuner
+from finetune.full_tuning import full_tuner
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results
 from finetune.schedule import Schedule
 from finetune.settings import FewshotSettings
 from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
+from finetune.task_check import check_run
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
@@ -43,6 +44,7 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     """
     out = Path(settings.out)
     workshop = Workshop(settings)
+    check_run(workshop)
     choices = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out if share.first else share.folder(out)):
         first = _begin(out, settings, choices) if share.first else None
@@ -86,6 +88,7 @@ def _take_over(out: Path, results: Results, advance: Advance) -> None:
 
 
 def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
+    drop_partials(out)  # a process that was killed may have been writing
     with machine_errors(out / FOLDER), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(out / FOLDER)
     for note in notes(results, [choice.name for choice in choices]):
@@ -96,11 +99,14 @@ def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
 def _tune(
     workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, advance: Advance
 ) -> Iterator[list[ResultRow]]:
-    """This process's cells: prompts on one backbone, on the other, then full tuning.
+    """This process's cells: prompts on one backbone, on the other, then full tuning, unless all do that together, first.
 
     Yields:
         Rows of each choice as it is done.
     """
+    settings = workshop.settings
+    if settings.ft_zero_stage is not None:
+        yield from _tune_together(workshop, choices, results, share, advance)
     for which in ("main", "lm"):
         kind = [choice for choice in choices if _is_prompts(choice, which)]
         if mine := _mine(workshop, kind, results, share):
@@ -108,11 +114,30 @@ def _tune(
             schedule = Schedule(workshop, which, mine, path)
             advance(schedule.steps_done())
             yield from schedule.run(advance)
-    kind = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
-    if mine := _mine(workshop, kind, results, share):
-        tuner = FullTuner(workshop.trainable_backbone())
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if settings.ft_zero_stage is None and (mine := _mine(workshop, tuned, results, share)):
+        tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
         for choice in mine:
             yield full_tuning(workshop, choice, tuner, advance)
+
+
+def _tune_together(
+    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, advance: Advance
+) -> Iterator[list[ResultRow]]:
+    """Full tuning by all processes of the job at once.
+
+    Yields:
+        Rows of each choice as it is done, from the first process.
+    """
+    settings = workshop.settings
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if not tuned:
+        return
+    tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
+    for choice in tuner.as_the_first(_mine(workshop, tuned, results, Share())):
+        rows = full_tuning(workshop, choice, tuner, advance, share.first)
+        if share.first:
+            yield rows
 
 
 def _is_prompts(choice: Choice, which: str) -> bool:

@@ -14,8 +14,8 @@ from finetune.workshop import Cell, Workshop
 # Settings that hold for every cell of a run alike, and make it another cell where they differ.
 PROTOCOL = (
     "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
-    "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "max_test",
-    "patience",
+    "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype",
+    "max_test", "patience",
 )  # fmt: skip
 
 

@@ -8,8 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings
+from finetune.draws import Asked
 from finetune.methods import METHODS
 from pretrain.prompts import INITIALISERS
+from pretrain.quantise import Weights
 
 
 class FewshotSettings(Settings):
@@ -57,13 +59,20 @@ class FewshotSettings(Settings):
         None  # divide label probabilities by those of content-free texts (Zhao et al. 2021)
     )
     dtype: Literal["float32", "bfloat16"] = "float32"  # of a frozen backbone
+    weights: Weights = "full"  # how the frozen backbone's linear layers are held: full, int8, nf4, fp8
     device: str | None = None  # None: a GPU where there is one
     batch_tokens: int | None = Field(
         default=None, ge=64
-    )  # encoder tokens of a micro-batch; None: by the device
+    )  # encoder tokens of a micro-batch; None: by the device and its memory
     prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
-    processes: int = Field(default=1, ge=1)  # local processes that share the cells out
+    processes: int | None = Field(
+        default=None, ge=1
+    )  # on this machine, which share the cells out; None: one a GPU, else one
     save_seconds: float = Field(default=60.0, ge=0)  # between checkpoints of what is under way; 0: every step
+    ft_zero_stage: Literal[0, 1, 2, 3] | None = (
+        None  # all processes together tune each FT cell; None: one of them
+    )
+    ft_dtype: Literal["float32", "bfloat16"] = "float32"  # of FT at ZeRO 1 to 3; its masters stay float32
     keep_prompts: bool = True  # save the prompts of chosen cells
 
     @field_validator("methods", "learning_rates_of")
@@ -108,6 +117,14 @@ class FewshotSettings(Settings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _masters_have_a_place(self) -> FewshotSettings:
+        if self.ft_dtype == "bfloat16" and not self.ft_zero_stage:
+            raise ValueError(
+                "ft_dtype bfloat16 keeps float32 masters in DeepSpeed's optimiser; expected ft_zero_stage 1, 2 or 3"
+            )
+        return self
+
     @property
     def resolved_device(self) -> str:
         """Where models run."""
@@ -116,22 +133,22 @@ class FewshotSettings(Settings):
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
-    def micro_batch_tokens(self) -> int:
-        """Encoder tokens of a micro-batch, padding included.
-
-        On a CPU a small one that stays in the cache is faster. Measured at 3M weights: 1,024 takes 5 % less than 2,048 in
-        float32, 2,048 takes 6 % less than 1,024 in bfloat16.
-        """
-        if self.batch_tokens is not None:
-            return self.batch_tokens
-        if self.resolved_device != "cpu":
-            return 16384
-        return 2048 if self.dtype == "bfloat16" else 1024
-
-    @property
     def all_shots(self) -> tuple[int, ...]:
         """Every number of training examples asked for, smallest first."""
         return (self.shots,) if isinstance(self.shots, int) else tuple(sorted(set(self.shots)))
+
+    @property
+    def asked(self) -> Asked:
+        """What every task's rows have to be enough for."""
+        return Asked(
+            shots=self.all_shots,
+            dev_shots=self.dev_shots,
+            shots_per_label=self.shots_per_label,
+            seeds=self.seeds,
+            stratified=self.stratified,
+            allow_fewer=self.allow_fewer,
+            prompt_len=self.prompt_len,
+        )
 
     def rates(self, method: str) -> tuple[float, ...]:
         """The learning rates that a method tries."""

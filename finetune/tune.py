@@ -53,7 +53,7 @@ class Trial:
 class Outcome:
     """The best step of a trial, as it goes along: highest dev score, then lower dev loss, then the earlier step."""
 
-    best: torch.Tensor | dict[str, torch.Tensor] | None = None  # the prompt [P, D], or all weights
+    best: torch.Tensor | None = None  # the prompt [P, D]; full tuning keeps its weights by itself
     step: int = 0
     dev: float = -1.0
     dev_loss: float = float("inf")
@@ -76,9 +76,7 @@ class Outcome:
         self.diverged = step
         return False
 
-    def evaluated(
-        self, step: int, scores: Scores, snapshot: Callable[[], torch.Tensor | dict[str, torch.Tensor]]
-    ) -> None:
+    def evaluated(self, step: int, scores: Scores, snapshot: Callable[[], torch.Tensor | None]) -> None:
         """Note a dev score, and keep the weights where it is the best so far."""
         dev, loss = scores.accuracy, scores.loss
         if not np.isfinite(loss):
@@ -276,40 +274,42 @@ class Bank:
             for (_, place), batch in zip(active, own, strict=True)
             for ids in place.trial.renderer.target_ids(batch)
         ]
-        prompts_KPD = self._prompts_of([k for k, _ in active])
+        prompts_KPD = self.bank.prompts_KPD.detach()[[k for k, _ in active]]
+        # A fused kernel multiplies what it masks: one prompt's NaN would be its neighbours' too.
+        broken_K = ~prompts_KPD.isfinite().flatten(1).all(1)
+        prompts_KPD = prompts_KPD.masked_fill(broken_K[:, None, None], 0.0).requires_grad_(True)
         prompt_len, device = prompts_KPD.shape[1], prompts_KPD.device
         losses_K = torch.zeros(len(own), device=device)
         for group in packed_batches(
             [len(item.input_ids) + prompt_len for item in items], options.batch_tokens
         ):
+            # The first block reads every prompt that it is given.
+            used, own_number = np.unique(which[group], return_inverse=True)
             batch = pack_flat(
                 Rendered(
                     *end_to_end([items[i].input_ids for i in group]),
                     np.array([items[i].label for i in group], np.int64),
                 ),
                 prompt_len,
-                which[group],
+                own_number,
                 *end_to_end([targets[i] for i in group]),
                 weights[group],
                 pad_id=backbone.pad_id,
                 start_id=backbone.start_id,
                 count=options.count,
             ).to(device)
-            (logits_BTV,) = run_batch(self.net, prompts_KPD, batch, first=0 if options.count == "all" else 1)
+            (logits_BTV,) = run_batch(
+                self.net, prompts_KPD[used.tolist()], batch, first=0 if options.count == "all" else 1
+            )
             losses_B = example_losses(logits_BTV, batch) * batch.example_weights_B
-            # Prompts of several micro-batches hang on one index_select: its way back is gone once, not at each.
-            losses_B.sum().backward(inputs=[prompts_KPD])
-            losses_K.index_add_(0, batch.prompt_ids_B, losses_B.detach())
+            losses_B.sum().backward()
+            losses_K.index_add_(0, torch.from_numpy(which[group]).to(device), losses_B.detach())
         grad = prompts_KPD.grad
         assert grad is not None
         full_KPD = torch.zeros_like(self.bank.prompts_KPD)
         full_KPD[[k for k, _ in active]] = grad
         self.bank.prompts_KPD.grad = full_KPD
-        return [float(loss) for loss in losses_K.tolist()]
-
-    def _prompts_of(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The prompts in some places as a leaf that asks for a gradient: empty places cost nothing."""
-        return self.bank.prompts_KPD.detach()[list(numbers)].requires_grad_(True)
+        return [float(loss) for loss in losses_K.masked_fill(broken_K, torch.nan).tolist()]
 
     def _check_they_train(self, moved: Iterable[int]) -> None:
         places = {k: place for k in moved if (place := self.places[k]) is not None}

@@ -12,18 +12,21 @@ from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.calibrate import content_free_items
-from finetune.datasets import LabelledRow, TaskData, load_task
-from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
+from finetune.datasets import TaskData, load_task
+from finetune.draws import Draw, IntArray, batches, draw_for, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
-from finetune.methods import Row
+from finetune.memory import fitting_tokens
+from finetune.methods import METHODS, Row
+from finetune.rows import LabelledRow
 from finetune.settings import FewshotSettings
 from finetune.task import PatternKind, Task
-from finetune.tune import Trial
+from finetune.tune import Trial, TuneOptions
 from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint, prompts_folder
 from pretrain.backbone import Backbone, load_backbone
 from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.prompts import init_prompt
 
+CPU_TOKENS = 4096  # of a micro-batch
 COST_SAMPLE = 8  # rows whose lengths stand for a task's
 
 
@@ -71,15 +74,17 @@ class Workshop:
         Raises:
             UserError: it is not given, cannot be loaded, or its tokenizer does not fit it.
         """
+        settings = self.settings
         if which not in self._backbones:
+            methods = [METHODS[name] for name in settings.methods]
+            computes = any(spec.trains == "prompt" and spec.backbone == which for spec in methods)
             self._backbones[which] = load_backbone(
-                self.settings.needs(which), dtype=self.settings.dtype, device=self.settings.resolved_device
+                settings.needs(which),
+                dtype=settings.dtype,
+                # Full tuning loads its own; this one is then asked what it is, and need not leave its file.
+                device=settings.resolved_device if computes else "cpu",
             )
         return self._backbones[which]
-
-    def trainable_backbone(self) -> Backbone:
-        """The main backbone in float32, loaded anew: that which prompts are tuned on is changed for it."""
-        return load_backbone(self.settings.backbone, dtype="float32", device=self.settings.resolved_device)
 
     def net(self, which: str) -> PromptedBackbone:
         """The backbone as prompts are tuned on it: frozen, examples end to end."""
@@ -88,6 +93,27 @@ class Workshop:
             options = ForwardOptions("flex", compiled=True) if on_gpu else ForwardOptions()
             self._nets[which] = PromptedBackbone(self.backbone(which), options).requires_grad_(False).eval()
         return self._nets[which]
+
+    def options(self, which: str) -> TuneOptions:
+        """What all cells on a backbone share.
+
+        On a CPU micro-batches of 4,096 tokens are the fastest: at 2.6M weights 7 % less time than 1,024 in float32 and 21 % less in
+        bfloat16. On a GPU as many as its memory holds.
+        """
+        settings, device = self.settings, torch.device(self.settings.resolved_device)
+        tokens = settings.batch_tokens
+        if tokens is None and device.type == "cuda":
+            tokens = fitting_tokens(self.backbone(which), torch.cuda.mem_get_info(device)[0])
+        return TuneOptions(
+            eval_every=settings.eval_every,
+            batch_tokens=tokens or CPU_TOKENS,
+            weight_decay=settings.weight_decay,
+            ft_weight_decay=settings.ft_weight_decay,
+            clip=settings.clip,
+            count=settings.count,
+            length_normalised=settings.length_normalised,
+            patience=settings.patience,
+        )
 
     def tokenizer(self, which: str) -> Tokenizer:
         """The tokenizer beside a backbone."""
@@ -100,19 +126,8 @@ class Workshop:
 
     def draw(self, name: str, shots: int, seed: int) -> Draw:
         """A seed's training and dev rows: the same for every method."""
-        settings, task = self.settings, self.task(name)
-        per_label = task.many_labels
-        each = task.shots_per_label or settings.shots_per_label
-        return draw(
-            [row.label for row in self.data(name).train],
-            seed,
-            task.name,
-            shots=each if per_label else shots,
-            dev_shots=each if per_label else settings.dev_shots,
-            per_label=per_label,
-            stratified=settings.stratified,
-            allow_fewer=settings.allow_fewer,
-        )
+        labels = [row.label for row in self.data(name).train]
+        return draw_for(self.task(name), labels, self.settings.asked, shots, seed)
 
     def test_rows(self, name: str) -> IntArray:
         """Positions of the test rows that are scored."""

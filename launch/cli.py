@@ -14,6 +14,7 @@ from corpora.common.errors import Stopped
 from launch.arguments import AsJson, Language, new_app, print_result, terminal_columns
 from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
+from launch.task_commands import task_app
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -28,6 +29,7 @@ prompts_app = new_app("Prompts on disk: look at them, take them elsewhere, bring
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(task_app, name="task")
 
 Overrides = Annotated[
     list[str] | None,
@@ -127,17 +129,18 @@ def backbone_train(config: Config, overrides: Overrides = None) -> None:
     raise typer.Exit(launch_backbone_training(config, overrides or []))
 
 
-@app.command()
-def fewshot(config: Config, overrides: Overrides = None) -> None:
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fewshot(context: typer.Context, config: Config) -> None:
     """Tune and score tasks x methods x seeds x learning rates.
 
-    Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2]
-    """
-    from corpora.common.settings import load_settings
-    from finetune.fewshot import run_fewshot
-    from finetune.settings import FewshotSettings
+    After CONFIG come settings as KEY=VALUE and options of the DeepSpeed launcher (--num_gpus, --hostfile, ...), which
+    starts the processes where there are several.
 
-    run_fewshot(load_settings(FewshotSettings, config, overrides))
+    Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2] processes=2
+    """
+    from launch.launcher import launch_fewshot
+
+    raise typer.Exit(launch_fewshot(config, context.args))
 
 
 @app.command()
@@ -147,15 +150,19 @@ def report(
     backbone: Annotated[
         Path | None, typer.Option(help="Folder of the backbone, for the words nearest to each prompt.")
     ] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Show the paper's figures beside; they are unverified.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the tables and plots of finished runs.
+    """Make the tables and plots of finished runs, of one machine or many.
 
     Example: ppt report runs/fewshot --out runs/report
     """
     from finetune.report import report as make_report
 
-    made = make_report(list(runs), out if out is not None else runs[0], backbone=backbone)
+    folder = out if out is not None else runs[0]
+    made = make_report(list(runs), folder, backbone=backbone, reference=reference)
     print_result(made.summary, as_json, made.text)
 
 

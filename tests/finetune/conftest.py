@@ -149,6 +149,22 @@ def small_run(tmp_path: Path, backbone_dir: Path, prompts_dir: Path, task_files:
     return make
 
 
+@pytest.fixture(scope="session")
+def ft_trials() -> Any:
+    """Makes a trial of full tuning for each learning rate, of the first task and seed of some settings."""
+    from finetune.methods import rows_for
+    from finetune.workshop import Cell, Workshop
+
+    def make(settings: FewshotSettings) -> list[Any]:
+        workshop = Workshop(settings)
+        name = settings.tasks[0]
+        (row,) = rows_for(workshop.task(name), ("ft",))
+        seed, shots = settings.seeds[0], settings.all_shots[0]
+        return [workshop.trial(Cell(name, shots, row, seed, rate)) for rate in settings.rates("ft")]
+
+    return make
+
+
 @pytest.fixture
 def as_its_owner() -> Callable[[], None]:
     """For `preexec_fn`: what folders forbid their owner is forbidden to the command, even where root runs the tests."""

@@ -26,6 +26,7 @@ def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
     """The released code scores test at every dev evaluation, for every rate."""
     import finetune.choices
     import finetune.full_tuning
+    import finetune.full_weights
     import finetune.tune
 
     scored: dict[str, list[bytes]] = {"tuning": [], "end": []}
@@ -39,10 +40,18 @@ def test_test_rows_are_scored_once_for_each_chosen_cell_and_never_while_tuning(
 
     for module, when in (
         (finetune.tune, "tuning"),
-        (finetune.full_tuning, "tuning"),
+        (finetune.full_weights, "tuning"),
         (finetune.choices, "end"),
     ):
         monkeypatch.setattr(module, "score_sets", counting(when, module.score_sets))
+    score_best = finetune.full_tuning.FullTuner.score_best
+
+    def at_the_end(tuner: Any, *arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune.full_weights, "score_sets", finetune.choices.score_sets)
+            return score_best(tuner, *arguments)
+
+    monkeypatch.setattr(finetune.full_tuning.FullTuner, "score_best", at_the_end)
     settings = small_run(methods=["ft", "vanilla_pt", "ppt"], processes=1)
     rows = read_rows(run_fewshot(settings))
     chosen = [row for row in rows if row["chosen"]]

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from corpora.common.errors import UserError
-from finetune.full_tuning import FullTuner
 from finetune.methods import rows_for
-from finetune.tune import Outcome, Trial, TuneOptions, tune_prompts
+from finetune.tune import Outcome, TuneOptions, tune_prompts
 from finetune.workshop import Cell, Workshop
 
 OPTIONS = TuneOptions(
@@ -53,14 +52,6 @@ def test_a_micro_batch_budget_changes_rounding_only(small_run: Any) -> None:
     other = tune_prompts(workshop.net("main"), trials, replace(OPTIONS, batch_tokens=4096))
     for a, b in zip(one, other, strict=True):
         assert a.curve[-1]["dev_loss"] == pytest.approx(b.curve[-1]["dev_loss"], abs=1e-3)
-
-
-def test_micro_batches_are_larger_in_bfloat16_unless_told(small_run: Any) -> None:
-    def tokens(**changes: Any) -> int:
-        return int(small_run(device="cpu", **changes).micro_batch_tokens)
-
-    assert tokens(batch_tokens=None, dtype="bfloat16") == 2 * tokens(batch_tokens=None, dtype="float32")
-    assert tokens(batch_tokens=300, dtype="bfloat16") == tokens(batch_tokens=300) == 300
 
 
 def test_a_prompt_learns_its_training_examples_and_the_backbone_does_not_move(small_run: Any) -> None:
@@ -171,23 +162,3 @@ def test_a_diverged_trial_keeps_its_best_step_and_leaves_the_others_alone(small_
     assert pair[1].diverged is not None and pair[1].best is not None and torch.isfinite(pair[1].best).all()
     assert pair[0].diverged is None
     assert pair[0].dev_loss == pytest.approx(alone[0].dev_loss, abs=1e-3)
-
-
-def test_full_tuning_learns_and_starts_each_trial_from_the_backbones_weights(small_run: Any) -> None:
-    workshop = Workshop(small_run(epochs=15, ft_learning_rates=[3e-3], seeds=[0]))
-    (cell,) = cells(workshop, ("ft",))
-    trial: Trial = workshop.trial(cell)
-    assert trial.start_PD is None
-    backbone = workshop.trainable_backbone()
-    before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
-    tuner = FullTuner(backbone)
-    first = tuner.tune(trial, OPTIONS)
-    again = tuner.tune(trial, OPTIONS)
-    losses = [point["train_loss"] for point in first.curve[1:]]
-    assert losses[-1] < 0.7 * losses[0]
-    assert first.curve == again.curve
-    assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())
-    assert isinstance(first.best, dict)
-    tuner.load(first.best)
-    moved = dict(tuner.tuned.model.named_parameters())
-    assert any(not torch.equal(before[name], p) for name, p in moved.items())
