@@ -46,8 +46,8 @@ def figures(
     for name, results in rounds.items():
         found[name] = _side(counted, results, [max(one.values()) for one in ceilings], steps)
         print(
-            f"{shape} {name:<20} {found[name]['median_seconds']:>8.1f} s ({statistics.median(found[name]['tuning_seconds']):.1f} s tuning) {found[name]['cell_step_milliseconds']:>8.2f} ms a step of a "
-            f"cell  {found[name]['ceiling_share']:>6.1%} of the ceiling, {found[name]['ceiling_share_all']:.1%} with attention and "
+            f"{shape} {name:<20} {found[name]['median_seconds']:>8.1f} s ({statistics.median(found[name]['tuning_seconds']):.1f} s "
+            f"tuning) {found[name]['cell_step_milliseconds']:>8.2f} ms a step of a cell  {found[name]['ceiling_share']:>6.1%} of the ceiling, {found[name]['ceiling_share_all']:.1%} with attention and "
             f"decoder counted; {told(found[name]['settings']) or 'default settings'}",
             flush=True,
         )

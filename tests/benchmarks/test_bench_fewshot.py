@@ -122,7 +122,8 @@ def test_figures_say_how_far_anybody_could_come(benches: Any, capsys: pytest.Cap
 
     def rounds(*seconds: float) -> list[dict[str, Any]]:
         return [
-            {"seconds": one, "tuning": one, "settings": {}, "cells": {"0 1": {"curve": [{"dev": 0.5}]}}} for one in seconds
+            {"seconds": one, "tuning": one, "settings": {}, "cells": {"0 1": {"curve": [{"dev": 0.5}]}}}
+            for one in seconds
         ]
 
     found = benches("fewshot_figures").figures(
