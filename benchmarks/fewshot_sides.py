@@ -131,9 +131,14 @@ class Ours:
     """`ppt fewshot`."""
 
     def __init__(self) -> None:
+        import sklearn.metrics
+        import transformers
+
         import finetune.fewshot
         from corpora.common.progress import be_quiet
 
+        # What a run loads when it comes to it; the rival's process has its libraries too.
+        _ = sklearn.metrics.f1_score, transformers.T5ForConditionalGeneration
         be_quiet()
         self._run = finetune.fewshot.run_fewshot
         self._together = 0
