@@ -48,7 +48,15 @@ class TaskData:
     counts: dict[str, int] = field(default_factory=dict)  # rows left out of `train`, by reason
 
 
-def load_task(task: Task, data: str | Path | Mapping[str, str] | None) -> TaskData:
+class MissingData(UserError):
+    """No data of a task where they were looked for."""
+
+
+class UnreachableData(MachineError):
+    """The data of a task are on the hub alone, and the hub cannot be reached."""
+
+
+def load_task(task: Task, data: str | Path | Mapping[str, str] | None, *, or_hub: bool = False) -> TaskData:
     """Read a task's training pool and test set.
 
     Args:
@@ -56,22 +64,30 @@ def load_task(task: Task, data: str | Path | Mapping[str, str] | None) -> TaskDa
         data: a folder that holds the sets (by folder name, or by language and folder name, or this set's files
             themselves), or such a folder for each task; None: files beside a task file that was given by path,
             else the hub.
+        or_hub: ask the hub, too, where `data` does not hold the task.
 
     Returns:
         Rows in the order of the files. Test rows are never left out. From `train` go rows that repeat an
         earlier one's text and rows that also stand in the test set; both are counted and said.
 
     Raises:
-        UserError: no data, or a fault in it with its file and line.
-        MachineError: the hub cannot be reached.
+        MissingData: there are none where they were looked for; another UserError: a fault in them, with its file
+            and line.
+        UnreachableData: the hub cannot be reached.
     """
-    folder = find_folder(task, data)
+    try:
+        folder = find_folder(task, data)
+    except MissingData:
+        if not or_hub or task.hub is None:
+            raise
+        say(f"{task.name}: not in {data}; asking the hub for {task.hub.path}")
+        folder = None
     if folder is not None:
         train, test, counts = _read_local(task, task.local, folder)
     elif task.hub is not None:
         train, test, counts = _read_hub(task, task.hub)
     else:
-        raise UserError(
+        raise MissingData(
             f"task {task.name} names no hub data set; say where its files are with the setting data"
         )
     for name, rows in (("training", train), ("test", test)):
@@ -110,7 +126,7 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     """The folder that holds a task's files, or None where the hub is meant.
 
     Raises:
-        UserError: a folder was given and the files are not there, naming where they were looked for.
+        MissingData: a folder was given and the files are not there, naming where they were looked for.
     """
     name = task.local.folder or task.name
     if isinstance(data, Mapping):
@@ -130,7 +146,7 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
         return beside
     looked = ", ".join(str(place / f"{task.local.train[0]}.jsonl") for place in places)
     hub = " (unset data to load it from the hub)" if task.hub else ""
-    raise UserError(f"no data for task {task.name}: looked for {looked} (also .csv, .gz){hub}")
+    raise MissingData(f"no data for task {task.name}: looked for {looked} (also .csv, .gz){hub}")
 
 
 def _beside(task: Task) -> Path | None:
@@ -197,12 +213,12 @@ def _read_hub(task: Task, source: HubSource) -> tuple[Rows, Rows, dict[str, int]
         except Exception as error:  # whatever the library raises; its own text says what was wrong
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             if offline:
-                raise MachineError(
+                raise UnreachableData(
                     f"task {task.name}: the hub cannot be reached and this machine keeps no copy of {source.path} "
                     f"({first}); give local files with the setting data"
                 ) from error
             unverified = "" if source.verified else "; the name in the task file was never checked"
-            raise UserError(
+            raise MissingData(
                 f"task {task.name}: the hub data set {source.path} (split {split}) cannot be loaded: "
                 f"{first}{unverified}; or give local files with the setting data"
             ) from error

@@ -40,7 +40,12 @@ def run_fewshot(settings: FewshotSettings) -> Path:
         results = Results(out)
         _check_protocol(results, jobs)
         save_settings(out / "config.yaml", settings)
-        write_manifest(out, "fewshot_run", {"libraries": library_versions("torch", "transformers", "numpy")})
+        workshop.wordings.save()
+        manifest = {
+            "libraries": library_versions("torch", "transformers", "numpy"),
+            "left_out": workshop.left_out,
+        }
+        write_manifest(out, "fewshot_run", manifest)
         todo = [job for job in (unfinished(job, results) for job in jobs) if job is not None]
         total = sum(len(job.cells) for job in jobs)
         left = sum(len(job.cells) for job in todo)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 
-from finetune.draws import evaluation_steps
 from finetune.score import score_items
 from finetune.tune import Outcome, Trial, TuneOptions
 from pretrain.backbone import Backbone
@@ -61,7 +60,7 @@ class FullTuner:
             fused=True,  # one pass over the weights: on a CPU an update takes a third of the time
         )
         outcome = Outcome()
-        due = set(evaluation_steps(len(trial.order), options.eval_every))
+        due = set(trial.due(options))
         for step in range(len(trial.order) + 1):
             if step in due:
                 scores = score_items(

@@ -124,7 +124,7 @@ def _prompt_tests(
     by_pattern: dict[int, list[int]] = {}
     for i in picked:
         cell = job.cells[i]
-        renderer = workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern)
+        renderer = workshop.renderer(cell)
         by_pattern.setdefault(id(renderer), []).append(i)
     tests = {}
     for members in by_pattern.values():
@@ -134,7 +134,7 @@ def _prompt_tests(
         prompts_KPD = torch.stack([outcomes[i].best for i in members])  # type: ignore[misc]
         scores = score_items(
             backbone,
-            workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer,
+            workshop.renderer(cell).verbalizer,
             items * len(members),
             prompts_KPD,
             np.repeat(np.arange(len(members)), len(items)),
@@ -148,7 +148,7 @@ def _prompt_tests(
 
 def _keep(workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome, scores: Scores) -> None:
     """Write a chosen cell's test scores into its row, its predictions and its prompt beside it."""
-    settings, task = workshop.settings, workshop.task(cell.task)
+    settings, task = workshop.settings, workshop.task_of(cell)
     row["test"] = scores.accuracy
     row["test_loss"] = scores.loss
     row["test_vocabulary"] = scores.vocabulary_accuracy

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from corpora.common.errors import UserError
-from finetune.draws import batches
-from finetune.methods import rows_for
+from finetune.methods import Row, rows_for
+from finetune.present import check_task_names, present_tasks
 from finetune.results import ResultRow, Results, cell_name, choice_name
+from finetune.settings import FewshotSettings
+from finetune.task import BY_DEV, Task
+from finetune.wordings import distinct
 from finetune.workshop import Cell, Workshop
 
 # Settings that hold for every cell of a run alike, and make it another cell where they differ.
 PROTOCOL = (
     "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
-    "length_normalised", "weight_decay", "ft_weight_decay", "clip", "dtype", "max_test",
+    "length_normalised", "weight_decay", "ft_weight_decay", "clip", "dtype", "max_test", "of_task",
 )  # fmt: skip
 
 
@@ -39,29 +42,54 @@ def plan(workshop: Workshop) -> list[Job]:
         UserError: anything that a cell needs is missing or wrong.
     """
     settings = workshop.settings
-    names = [workshop.task(name).name for name in settings.tasks]
+    present = present_tasks(workshop)
+    names = [workshop.task(name).name for name in present]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"two task files have the name {sorted(twice)[0]}; give each a name of its own")
+    check_task_names(workshop, settings.of_task)
     jobs = []
-    for name in settings.tasks:
+    for name in present:
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
-        all_shots = settings.all_shots[:1] if task.many_labels else settings.all_shots
+        all_shots = settings.all_shots(len(workshop.data(name).train))
+        if task.many_labels:
+            all_shots = all_shots[:1]
         choices: dict[tuple[str, int], list[list[Cell]]] = {}
         for shots in _different(workshop, name, all_shots):
             for seed in settings.seeds:
                 for row in rows:
-                    cells = [
-                        Cell(name, shots, row, seed, rate) for rate in sorted(settings.rates(row.method))
-                    ]
                     kind = row.spec.backbone if row.spec.trains == "prompt" else f"ft {seed}"
-                    choices.setdefault((kind, shots), []).append(cells)
+                    for init, wording in variants(task, row, settings):
+                        cells = [
+                            Cell(name, shots, row, seed, rate, init, wording)
+                            for rate in sorted(settings.rates(row.method))
+                        ]
+                        choices.setdefault((kind, shots), []).append(cells)
         for (kind, _), sets in choices.items():
             limit = 1 if kind.startswith("ft") else settings.prompts_together
             jobs += [_job(workshop, cells) for cells in _chunks(sets, limit)]
     # The longest first, so that several processes end together; ties keep their order.
     return sorted(jobs, key=lambda job: -job.steps) if settings.processes > 1 else jobs
+
+
+def variants(task: Task, row: Row, settings: FewshotSettings) -> list[tuple[str, str]]:
+    """(start, wording) of every line that a method has in the table.
+
+    Starts differ only where the prompt's is random, and of wordings that are the same under the method's pattern the
+    first stands for all.
+
+    Raises:
+        UserError: the task's file has no such wording.
+    """
+    inits = settings.inits if row.spec.init == "random" else settings.inits[:1]
+    wordings: dict[object, str] = {}
+    for name in settings.wordings:
+        by_dev = name == BY_DEV and len(distinct(task, row.pattern)) > 1
+        worded = task if name == BY_DEV else task.worded(name)
+        content = BY_DEV if by_dev else (worded.pattern_text(row.pattern), worded.verbalizer)
+        wordings.setdefault(content, name)
+    return [(init, wording) for wording in wordings.values() for init in inits]
 
 
 def _different(workshop: Workshop, name: str, all_shots: Sequence[int]) -> list[int]:
@@ -96,10 +124,10 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
     """
     settings, task, row = workshop.settings, workshop.task(cell.task), cell.row
     backbone = workshop.backbone(row.spec.backbone)
-    workshop.renderer(cell.task, row.spec.backbone, row.pattern)  # refuses bad label words
+    workshop.renderer(cell)  # refuses bad label words
     drawn = workshop.draw(cell.task, cell.shots, cell.seed)
-    order = batches(len(drawn.train), settings.batch_size, settings.epochs, cell.seed, task.name)
-    text = task.pattern_text(row.pattern)
+    text = workshop.task_of(cell).pattern_text(row.pattern)
+    asked = workshop.asked(cell.task, cell.shots)
     protocol = settings.model_dump(mode="json", include=set(PROTOCOL))
     key: ResultRow = {
         "backbone": backbone.name,
@@ -112,13 +140,17 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
         "pattern": text,
         "hard_prompt": text if row.pattern == "hard" else None,
         "verbalizer": workshop.label_words(cell),
+        "wording": cell.wording,
+        "chosen_wording": workshop.wording(cell),
         "shots": len(drawn.train),
         "seed": cell.seed,
         "learning_rate": cell.learning_rate,
         "protocol": protocol,
-        "steps": len(order),
+        "steps": len(workshop.order(cell)),
         "n_train": len(drawn.train),
         "n_dev": len(drawn.dev),
+        "asked_train": asked[0],
+        "asked_dev": asked[1],
         "n_test": len(workshop.test_rows(cell.task)),
         "fills": list(row.fills),
     }

@@ -15,6 +15,7 @@ from corpora.common.files import write_bytes_atomic, write_json, write_text_atom
 from corpora.common.page import page
 from corpora.common.plots import missing_glyphs
 from finetune import report_plots as plots
+from finetune.report_gaps import gaps
 from finetune.report_read import Row, Run, check_protocol, merge_rows, read_run
 from finetune.report_sections import closing, command, opening, results, warnings_of, words
 from finetune.report_tables import (
@@ -26,6 +27,7 @@ from finetune.report_tables import (
     rates_of,
     summarise,
 )
+from finetune.report_wordings import wording_sections
 
 __all__ = ["Report", "report", "summarise"]
 
@@ -92,7 +94,7 @@ def report(
     warnings = [note for run in read for note in run.notes]
     places, shots, rates = places_of(rows), main_shots(rows), rates_of(rows)
     seeds = sorted({int(row["seed"]) for row in rows})
-    warnings += warnings_of(places, shots, rates, seeds)
+    warnings += warnings_of(places, shots, rates, seeds) + gaps(read, rows)
     sections: list[Section] = []
     pictures: list[Picture] = []
     table = None
@@ -100,6 +102,7 @@ def report(
         table = main_table(places, shots, len(seeds))
         pictures, result_sections = results(read, rows, places, shots, rates, seeds, table)
         sections += result_sections
+        sections += wording_sections(read)
         sections += words(read, places, shots, backbone)
     for number, run in enumerate(metrics):
         picture = plots.pretraining(

@@ -11,6 +11,7 @@ from typing import Any
 from corpora.common.errors import UserError, at
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
+from finetune.task import BY_DEV, FIRST
 
 Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
 
@@ -24,6 +25,7 @@ KEY_FIELDS = (
     "pattern",
     "hard_prompt",
     "verbalizer",
+    "wording",
     "protocol",
     "learning_rate",
 )
@@ -156,7 +158,7 @@ def check_protocol(rows: Sequence[Row]) -> None:
     """Refuse rows that were not made under one protocol on the same data.
 
     The protocol is the same for all rows; a task's version, data and number of test examples for all rows of the task;
-    the verbalizer and the pattern for all rows of a task and method.
+    the verbalizer and the pattern for all rows of a task, method and wording, unless each seed chose its wording.
 
     Raises:
         UserError: naming the field, both values and both runs.
@@ -170,10 +172,16 @@ def check_protocol(rows: Sequence[Row]) -> None:
             _refuse(name, first_of.setdefault((task,), row), row, f" (task {task})")
         if row.get("chosen"):
             _refuse("n_test", first_of.setdefault((task, "test"), row), row, f" (task {task})")
+        if wording_of(row) == BY_DEV:
+            continue
         for name in ("verbalizer", "hard_prompt"):
-            _refuse(
-                name, first_of.setdefault((task, method, ""), row), row, f" (task {task}, method {method})"
-            )
+            first = first_of.setdefault((task, method, wording_of(row)), row)
+            _refuse(name, first, row, f" (task {task}, method {method})")
+
+
+def wording_of(row: Row) -> str:
+    """The wording that a row's run asked for: its name, or dev where each seed chose."""
+    return str(row.get("wording", FIRST))
 
 
 def merge_rows(runs: Sequence[Run]) -> list[Row]:

@@ -33,11 +33,16 @@ class Trial:
     learning_rate: float
     start_PD: torch.Tensor | None = None  # the prompt at step 0; None in full tuning
     name: str = ""  # for messages
+    eval_every: int | None = None  # optimiser steps between dev scores; None: as the options
 
     @property
     def verbalizer(self) -> Verbalizer:
         """Words of the labels."""
         return self.renderer.verbalizer
+
+    def due(self, options: TuneOptions) -> list[int]:
+        """Steps after which dev is scored."""
+        return evaluation_steps(len(self.order), self.eval_every or options.eval_every)
 
 
 @dataclass
@@ -127,7 +132,7 @@ def tune_prompts(
     )
     outcomes = [Outcome() for _ in trials]
     steps = [len(trial.order) for trial in trials]
-    due = [set(evaluation_steps(n, options.eval_every)) for n in steps]
+    due = [set(trial.due(options)) for trial in trials]
     for step in range(max(steps) + 1):
         scored = [k for k in range(len(trials)) if step in due[k] and outcomes[k].diverged is None]
         for k, scores in _dev_scores(backbone, trials, scored, bank.prompts_KPD.detach(), options).items():

@@ -14,6 +14,7 @@ from corpora.common.errors import Stopped
 from launch.arguments import AsJson, Language, new_app, print_result, terminal_columns
 from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
+from launch.words_command import task_app
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -28,6 +29,7 @@ prompts_app = new_app("Prompts on disk: look at them, take them elsewhere, bring
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(task_app, name="task")
 
 Overrides = Annotated[
     list[str] | None,
@@ -131,13 +133,14 @@ def backbone_train(config: Config, overrides: Overrides = None) -> None:
 def fewshot(config: Config, overrides: Overrides = None) -> None:
     """Tune and score tasks x methods x seeds x learning rates.
 
+    CONFIG is a YAML file or the name of a preset: one of the paper's tables (docs/tables.md).
+
     Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2]
     """
-    from corpora.common.settings import load_settings
     from finetune.fewshot import run_fewshot
-    from finetune.settings import FewshotSettings
+    from launch.table_presets import fewshot_settings
 
-    run_fewshot(load_settings(FewshotSettings, config, overrides))
+    run_fewshot(fewshot_settings(config, overrides))
 
 
 @app.command()

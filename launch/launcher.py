@@ -24,8 +24,8 @@ LAUNCH = Path(__file__).parent
 PRESETS = LAUNCH / "presets"
 
 
-def config_path(config: str | Path) -> Path:
-    """A settings file by its path or, for those in `launch/presets`, by its name.
+def config_path(config: str | Path, presets: Path = PRESETS) -> Path:
+    """A settings file by its path or, for those in a folder of presets, by its name.
 
     Raises:
         UserError: neither exists.
@@ -33,10 +33,10 @@ def config_path(config: str | Path) -> Path:
     path = Path(config)
     if path.exists() or path.suffix:
         return path  # reading it reports what is missing
-    preset = PRESETS / f"{path}.yaml"
+    preset = presets / f"{path}.yaml"
     if path.parent == Path(".") and preset.exists():
         return preset
-    names = [found.stem for found in PRESETS.glob("*.yaml")]
+    names = [found.stem for found in presets.glob("*.yaml")]
     raise UserError(f"{config} is neither a file nor a preset{nearest(str(config), names)}")
 
 

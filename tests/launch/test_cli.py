@@ -45,6 +45,7 @@ COMMANDS = [
     ["prompts", "show"],
     ["prompts", "export"],
     ["prompts", "import"],
+    ["task", "words"],
 ]
 
 
