@@ -1,10 +1,11 @@
 """Searches the vocabulary for label words with the backbone itself.
 
-Two steps, after LM-BFF (Gao et al. 2021, arXiv 2012.15723, automatic selection of label words): words that the backbone
-expects at the mask for one label's examples, then assignments of them to all labels by their accuracy there. Words are ranked
-by a likelihood ratio against the other labels, as PETAL does (Schick et al. 2020, arXiv 2010.13641), not by likelihood alone:
-that finds what fits any example. Both steps see the training examples of one draw; its dev examples stay unseen, so that
-`wording: dev` may choose among what was found.
+Two steps, after LM-BFF (Gao et al. 2021, arXiv 2012.15723, automatic selection of label words): the words that the backbone
+expects most at the mask of one label's examples, then assignments of them to all labels by their accuracy there. Among those
+words the order is that of a likelihood ratio against the other labels, as in PETAL (Schick et al. 2020, arXiv 2010.13641):
+likelihood alone finds what fits any example, and the ratio alone finds words that are never expected, whose tiny differences fit 32
+examples by chance. Both steps see the training examples of one draw; its dev examples stay unseen, so that `wording: dev` may choose
+among what was found.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from pretrain.batching import micro_batches, pad_inputs
 from pretrain.prompts import word_pieces
 
 FREQUENT = 10_000  # words that are looked at, the most frequent ones (PETAL)
-ASSIGNMENTS = 10_000  # combinations of the labels' best words that are compared: 100 words a label for two labels (LM-BFF: 100)
+EXPECTED = 100  # words of each label, the likeliest at its examples, that are ranked (LM-BFF)
+ASSIGNMENTS = (
+    10_000  # combinations of the labels' best words that are compared: all 100 of each of two labels
+)
 FIRST_IDEOGRAPH = 0x2E80  # from here on one character may be a word
 
 FloatArray = NDArray[np.float32]
@@ -122,7 +126,7 @@ def find_label_words(
     train_NW, dev_NW = (mask_log_probs(backbone, sentinel, items, asked_W, budget) for items in (train, dev))
     dev_labels = np.array([item.label for item in dev])
     columns = len(words)
-    ranked_LM = rank_words(train_NW[:, :columns], labels, len(task.labels))
+    ranked_LM = rank_words(train_NW[:, :columns], labels, len(task.labels), tokenizer.size)
 
     def assignment(places: Sequence[int], names: tuple[str, ...]) -> Assignment:
         rows = [(train_NW[:, list(places)], labels), (dev_NW[:, list(places)], dev_labels)]
@@ -183,18 +187,29 @@ def mask_log_probs(
 
 
 def rank_words(
-    log_probs_NW: FloatArray, labels: IntArray, n_labels: int
+    log_probs_NW: FloatArray, labels: IntArray, n_labels: int, vocabulary: int
 ) -> list[tuple[IntArray, FloatArray]]:
-    """For each label, columns of words by falling ratio, and the ratios.
+    """For each label, columns of the words that it may take, by falling ratio, and the ratios.
 
-    A word's ratio is its mean log probability at the label's examples less that at the other labels' examples.
+    A word's ratio is its mean log probability at the label's examples less that at the other labels' examples. Words
+    that the backbone expects less at the label's examples than a blind guess over the whole vocabulary would are left out,
+    but for as many as there are labels.
+
+    Args:
+        log_probs_NW: [N, W].
+        labels: [N], each label at least once.
+        n_labels: how many there are.
+        vocabulary: pieces of the vocabulary.
     """
     found = []
     for label in range(n_labels):
         own_N = labels == label
-        ratio_W = log_probs_NW[own_N].mean(0) - log_probs_NW[~own_N].mean(0)
+        mean_W = log_probs_NW[own_N].mean(0)
+        expected = int((mean_W > -np.log(vocabulary)).sum())
+        kept = np.argsort(-mean_W, kind="stable")[: min(EXPECTED, max(expected, n_labels))]
+        ratio_W = mean_W[kept] - log_probs_NW[~own_N].mean(0)[kept]
         order = np.argsort(-ratio_W, kind="stable")
-        found.append((order, ratio_W[order]))
+        found.append((kept[order], ratio_W[order]))
     return found
 
 

@@ -28,9 +28,10 @@ def write_wordings(source: Path, out: Path, name: str, found: Sequence[Sequence[
     free = (
         f"found{number}" for number in range(1, len(names) + len(found) + 1) if f"found{number}" not in names
     )
-    wordings += [
-        {"name": next(free), "verbalizer": list(words)} for words in found if tuple(words) not in there
-    ]
-    text = yaml.safe_dump({"name": name, **values, "wordings": wordings}, sort_keys=False, allow_unicode=True)
+    new = [{"name": next(free), "verbalizer": list(words)} for words in found if tuple(words) not in there]
+    text = yaml.safe_dump(
+        {"name": name, **values, "wordings": [*wordings, *new]}, sort_keys=False, allow_unicode=True
+    )
     write_text_atomic(out, f"# {source.name} with wordings that `ppt task words` found.\n{text}")
     Task.load(str(out) if "/" in str(out) else f"./{out}")  # says what is wrong with it before a run does
+    return len(new)
