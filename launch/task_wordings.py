@@ -12,7 +12,7 @@ from corpora.common.settings import read_yaml
 from finetune.task import Task
 
 
-def write_wordings(source: Path, out: Path, name: str, found: Sequence[Sequence[str]]) -> None:
+def write_wordings(source: Path, out: Path, name: str, found: Sequence[Sequence[str]]) -> int:
     """Copy a task file, with label words that were found as wordings behind those that it has.
 
     Args:
