@@ -49,7 +49,11 @@ class TaskData:
 
 
 class MissingData(UserError):
-    """No data of a task where they were looked for."""
+    """No data of a task where they were looked for; `looked` names the files."""
+
+    def __init__(self, message: str, looked: str = "") -> None:
+        super().__init__(message)
+        self.looked = looked
 
 
 class UnreachableData(MachineError):
@@ -144,9 +148,9 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     beside = _beside(task)
     if beside is not None:
         return beside
-    looked = ", ".join(str(place / f"{task.local.train[0]}.jsonl") for place in places)
+    looked = ", ".join(str(place / f"{task.local.train[0]}.jsonl") for place in places) + " (also .csv, .gz)"
     hub = " (unset data to load it from the hub)" if task.hub else ""
-    raise MissingData(f"no data for task {task.name}: looked for {looked} (also .csv, .gz){hub}")
+    raise MissingData(f"no data for task {task.name}: looked for {looked}{hub}", looked)
 
 
 def _beside(task: Task) -> Path | None:

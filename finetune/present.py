@@ -38,11 +38,18 @@ def present_tasks(workshop: Workshop) -> list[str]:
 
 def _reason(workshop: Workshop, name: str, error: MissingData | UnreachableData) -> str:
     """What was looked for: local files where a folder was given, and what the hub answered."""
+    task, parts = workshop.task(name), []
     try:
-        find_folder(workshop.task(name), workshop.settings.data)
+        find_folder(task, workshop.settings.data)
     except MissingData as local:
-        return str(local) if str(local) == str(error) else f"{local}; {error}"
-    return str(error)
+        parts.append(f"no file {local.looked}")
+    if task.hub is None:
+        parts.append("the task file names no set on the hub")
+    elif isinstance(error, UnreachableData):
+        parts.append(f"the hub ({task.hub.path}) cannot be reached")
+    else:
+        parts.append(str(error))
+    return "; ".join(parts)
 
 
 def check_task_names(workshop: Workshop, names: Iterable[str]) -> None:

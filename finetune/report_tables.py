@@ -11,7 +11,7 @@ from corpora.common.blocks import Entry, Table
 from corpora.common.errors import UserError
 from finetune.methods import METHODS
 from finetune.report_read import KEY_FIELDS, Row, wording_of
-from finetune.task import BY_DEV
+from finetune.task import BY_DEV, FIRST
 
 # Titles of the rows, in the table's order; methods of other releases follow by name.
 METHOD_NAMES = {name: method.title for name, method in METHODS.items()}
@@ -27,7 +27,7 @@ class Line:
     order: int
     method: str
     start: str
-    wording: str
+    wording: int  # the task's own first, others as they were run, the choice by dev last
     backbone: str
     label: str
     key: str  # METHOD of summary.json; with start, wording or backbone behind a colon where a method has several
@@ -90,6 +90,7 @@ def lines_of(rows: Iterable[Row]) -> dict[LineKey, Line]:
         name = str(row.get("backbone") or fingerprint[:8]).rstrip("/").rsplit("/", 1)[-1]
         for method in (str(row["method"]), *map(str, row.get("fills") or ())):
             found.setdefault(_line_key(row, method), name)
+    wordings = [FIRST, *dict.fromkeys(key[2] for key in found if key[2] not in (FIRST, BY_DEV)), BY_DEV]
     lines = {}
     for key_of_line, name in found.items():
         method, start, wording, fingerprint = key_of_line
@@ -103,7 +104,9 @@ def lines_of(rows: Iterable[Row]) -> dict[LineKey, Line]:
             tells.append(name)
         label = METHOD_NAMES.get(method, method) + (f" ({', '.join(tells)})" if tells else "")
         key = ":".join([method, *(tell.replace(" ", "_") for tell in tells)])
-        lines[key_of_line] = Line(_order(method), method, start, wording, fingerprint, label, key)
+        lines[key_of_line] = Line(
+            _order(method), method, start, wordings.index(wording), fingerprint, label, key
+        )
     return lines
 
 
