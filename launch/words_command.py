@@ -10,7 +10,7 @@ import typer
 from launch.arguments import AsJson, new_app, print_result
 
 if TYPE_CHECKING:
-    from finetune.label_words import Assignment, Found
+    from finetune.word_search import Assignment, Found
 
 task_app = new_app("Tasks of your own.")
 
@@ -46,7 +46,7 @@ def words(
     from corpora.common.errors import UserError
     from corpora.common.progress import say
     from corpora.common.settings import make_settings
-    from finetune.label_words import find_label_words
+    from finetune.word_search import find_label_words
     from finetune.settings import FewshotSettings
     from finetune.task import Task
     from launch.task_wordings import write_wordings

@@ -13,7 +13,7 @@ import torch
 
 from corpora.common.errors import UserError
 from corpora.tokenizer import Tokenizer
-from finetune.label_words import best_assignments, find_label_words, rank_words, score, whole_words
+from finetune.word_search import best_assignments, find_label_words, rank_words, score, whole_words
 from finetune.settings import FewshotSettings
 from finetune.task import Task
 from finetune.workshop import Workshop
