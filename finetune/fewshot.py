@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from corpora.common.errors import UserError
-from corpora.common.files import library_versions, write_manifest
+from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
-from finetune.jobs import run_job
-from finetune.plan import Job, plan, unfinished
-from finetune.results import ResultRow, Results
+from finetune.choices import full_tuning
+from finetune.full_tuning import full_tuner
+from finetune.plan import Choice, plan, unfinished
+from finetune.results import KnownRows, ResultRow, Results
+from finetune.schedule import Schedule
 from finetune.settings import FewshotSettings
-from finetune.workers import run_jobs
+from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
+LOOK_EVERY = 1.0  # seconds between looks at the rows of the other processes
+Advance = Callable[[int], None]
 
-def run_fewshot(settings: FewshotSettings) -> Path:
+
+def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     """Run every cell that has no row yet.
 
     Args:
         settings: what to run and where.
+        share: this process among those that run the job together, which all call this with the same settings.
 
     Returns:
         The run's folder: `results.jsonl`, `config.yaml`, `manifest.json`, `curves/CELL.jsonl`, and of chosen cells
@@ -31,45 +39,123 @@ def run_fewshot(settings: FewshotSettings) -> Path:
 
     Raises:
         UserError: wrong input, before anything is trained; or another job is running in this folder.
-        MachineError: the disk is full, the folder cannot be written, or a process died.
+        MachineError: the disk is full or the folder cannot be written.
     """
     out = Path(settings.out)
-    workshop = Workshop(settings)
-    jobs = plan(workshop)  # checks every input before the run's folder is made
-    with run_lock(out):
-        results = Results(out)
-        _check_protocol(results, jobs)
-        save_settings(out / "config.yaml", settings)
-        workshop.wordings.save()
-        manifest = {
-            "libraries": library_versions("torch", "transformers", "numpy"),
-            "left_out": workshop.left_out,
-        }
-        write_manifest(out, "fewshot_run", manifest)
-        todo = [job for job in (unfinished(job, results) for job in jobs) if job is not None]
-        total = sum(len(job.cells) for job in jobs)
-        left = sum(len(job.cells) for job in todo)
-        if left < total:
-            say(f"{total - left} of {total} cells are in {results.path} and are not run again")
-        with Progress("few-shot tuning", sum(job.steps for job in todo), "steps") as progress:
-            if settings.processes > 1 and len(todo) > 1:
-                del workshop  # the processes load for themselves; the models here would only take room
-                finished = run_jobs(settings, todo, progress.advance)
-            else:
-                finished = _one_by_one(workshop, todo, progress.advance)
-            with closing(finished):  # what stops the run stops its processes before it is told
-                for rows in finished:
-                    results.add(rows)
-                    progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
-        for note in notes(results, [key["choice"] for job in jobs for key in job.keys]):
-            say(note)
-        say(f"results: {results.path}")
+    workshop = Workshop(settings, follows=not share.first)
+    choices = plan(workshop)  # checks every input before the run's folder is made
+    with run_lock(out if share.first else share.folder(out)):
+        first = _begin(out, workshop, choices) if share.first else None
+        results: KnownRows = first or ShareRows(out, share.rank)
+        left = [
+            choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
+        ]
+        with Progress("few-shot tuning", sum(choice.steps for choice in left), "steps") as progress:
+            for rows in _tune(workshop, choices, results, share, progress.advance):
+                results.add(rows)
+                progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
+                if first:
+                    _take_over(out, first, progress.advance)
+            while first and any(unfinished(choice, first) for choice in choices):
+                time.sleep(LOOK_EVERY)  # the launcher ends this process when another one dies
+                _take_over(out, first, progress.advance)
+        if first:
+            _end(out, first, choices)
     return out
 
 
-def _check_protocol(results: Results, jobs: Sequence[Job]) -> None:
+def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
+    """The rows that are there, those of an earlier start's other processes among them."""
+    results = Results(out)
+    results.add(shared_rows(out))
+    _check_protocol(results, choices)
+    workshop.wordings.save()
+    save_settings(out / "config.yaml", workshop.settings)
+    libraries = library_versions("torch", "transformers", "numpy")
+    write_manifest(out, "fewshot_run", {"libraries": libraries, "left_out": workshop.left_out})
+    cells = [key["cell"] for choice in choices for key in choice.keys]
+    if len(missing := results.missing(cells)) < len(cells):
+        say(f"{len(cells) - len(missing)} of {len(cells)} cells are in {results.path} and are not run again")
+    return results
+
+
+def _take_over(out: Path, results: Results, advance: Advance) -> None:
+    """Add what the other processes have finished."""
+    new = [row for row in shared_rows(out) if row["cell"] not in results.rows]
+    advance(sum(row["steps"] for row in new))
+    for choice in dict.fromkeys(row["choice"] for row in new):
+        results.add([row for row in new if row["choice"] == choice])
+
+
+def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
+    drop_partials(out)  # a process that was killed may have been writing
+    with machine_errors(out / FOLDER), contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(out / FOLDER)
+    for note in notes(results, [choice.name for choice in choices]):
+        say(note)
+    say(f"results: {results.path}")
+
+
+def _tune(
+    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, advance: Advance
+) -> Iterator[list[ResultRow]]:
+    """This process's cells: prompts on one backbone, on the other, then full tuning, unless all do that together, first.
+
+    Yields:
+        Rows of each choice as it is done.
+    """
+    settings = workshop.settings
+    if settings.ft_zero_stage is not None:
+        yield from _tune_together(workshop, choices, results, share, advance)
+    for which in ("main", "lm"):
+        kind = [choice for choice in choices if _is_prompts(choice, which)]
+        if mine := _mine(workshop, kind, results, share):
+            path = share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
+            schedule = Schedule(workshop, which, mine, path)
+            advance(schedule.steps_done())
+            yield from schedule.run(advance)
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if settings.ft_zero_stage is None and (mine := _mine(workshop, tuned, results, share)):
+        tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
+        for choice in mine:
+            yield full_tuning(workshop, choice, tuner, advance)
+
+
+def _tune_together(
+    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, advance: Advance
+) -> Iterator[list[ResultRow]]:
+    """Full tuning by all processes of the job at once.
+
+    Yields:
+        Rows of each choice as it is done, from the first process.
+    """
+    settings = workshop.settings
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if not tuned:
+        return
+    tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
+    for choice in tuner.as_the_first(_mine(workshop, tuned, results, Share())):
+        rows = full_tuning(workshop, choice, tuner, advance, share.first)
+        if share.first:
+            yield rows
+
+
+def _is_prompts(choice: Choice, which: str) -> bool:
+    spec = choice.cells[0].row.spec
+    return spec.trains == "prompt" and spec.backbone == which
+
+
+def _mine(workshop: Workshop, kind: Sequence[Choice], results: KnownRows, share: Share) -> list[Choice]:
+    """What is left of this process's part of some choices."""
+    alone = share.world == 1
+    costs = [0.0 if alone else workshop.cost(choice.cells, choice.steps) for choice in kind]
+    found = [unfinished(choice, results) for choice in share.of(kind, costs)]
+    return [choice for choice in found if choice is not None]
+
+
+def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:
     """Refuse a folder whose rows were made under another protocol: no report could hold both."""
-    now = jobs[0].keys[0]["protocol"] if jobs else {}
+    now = choices[0].keys[0]["protocol"] if choices else {}
     for row in results.rows.values():
         for name, value in now.items():
             if row["protocol"].get(name) != value:
@@ -77,16 +163,6 @@ def _check_protocol(results: Results, jobs: Sequence[Job]) -> None:
                     f'{results.path} holds rows with "{name}" {row["protocol"].get(name)}, now it is {value}; '
                     "give this run a folder of its own (out)"
                 )
-
-
-def _one_by_one(
-    workshop: Workshop, jobs: Sequence[Job], advance: Callable[[int], None]
-) -> Generator[list[ResultRow], None, None]:
-    for number, job in enumerate(jobs):
-        yield run_job(workshop, job, advance)
-        task = job.cells[0].task
-        if all(later.cells[0].task != task for later in jobs[number + 1 :]):
-            workshop.forget_task(task)
 
 
 def notes(results: Results, choices: Sequence[str]) -> list[str]:

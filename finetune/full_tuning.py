@@ -2,106 +2,150 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
-from finetune.score import score_items
+from finetune.calibrate import ItemSet
+from finetune.full_weights import FullWeights
+from finetune.inputs import IntArray, Item
+from finetune.memory import begin_peak, peak_bytes
+from finetune.score import Scores
+from finetune.settings import FewshotSettings
+from finetune.sharded_weights import ShardedWeights
 from finetune.tune import Outcome, Trial, TuneOptions
-from pretrain.backbone import Backbone
-from pretrain.batching import collate, example_losses, micro_batches
+
+T = TypeVar("T")
+Rank = tuple[float, float, float]  # as `results.best_first`: the lowest is the best
+
+
+class Weights(Protocol):
+    """All weights of a backbone, in one process or shared among several, every one of which makes the same calls."""
+
+    def reset(self) -> None:
+        """Go back to the backbone's own weights, with a new optimiser."""
+
+    def backward(self, items: Sequence[Item], targets: Sequence[IntArray]) -> float:
+        """Mean loss of a batch; gradients are left behind."""
+
+    def update(self, learning_rate: float) -> None:
+        """Clip the gradients and take one step."""
+
+    def discard(self) -> None:
+        """Forget gradients that are no numbers; `reset` comes before any further training."""
+
+    def score(self, items: ItemSet) -> Scores:
+        """Scores of examples by the weights as they are."""
+
+    def keep(self) -> None:
+        """Remember the weights as they are, in the place of what was remembered before."""
+
+    def recall(self) -> None:
+        """Go back to what was remembered, to be scored."""
+
+    def as_the_first(self, value: T) -> T:
+        """What the first process has as `value`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+
+def full_tuner(settings: FewshotSettings, name: str, options: TuneOptions) -> FullTuner:
+    """What tunes all weights of a backbone; it is loaded once for all cells.
+
+    Args:
+        settings: of the run; with `ft_zero_stage` all processes of the job call this and what they get together.
+        name: folder or hub name of the backbone.
+        options: what all trials share.
+    """
+    if settings.ft_zero_stage is None:
+        return FullTuner(FullWeights(name, settings.resolved_device, options), options)
+    weights = ShardedWeights(
+        name, settings.device or "auto", options, settings.ft_zero_stage, settings.ft_dtype
+    )
+    return FullTuner(weights, options)
 
 
 class FullTuner:
-    """A trainable copy of a backbone that goes back to the backbone's weights before each trial."""
+    """Trains all weights on one trial after the other, and keeps those of the best step of several."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        """Copy the weights.
+    def __init__(self, weights: Weights, options: TuneOptions) -> None:
+        self.weights, self.options = weights, options
+
+    def tune_rates(
+        self,
+        trials: Sequence[Trial],
+        advance: Callable[[int], None] = lambda n: None,
+        rival: Rank | None = None,
+    ) -> list[Outcome]:
+        """Train on trials that differ in the learning rate, one after the other.
 
         Args:
-            backbone: the frozen model, in float32: the copy is the master copy of the weights.
-        """
-        self.original = backbone
-        self.tuned = Backbone(copy.deepcopy(backbone.model), backbone.name)
-        self.tuned.model.requires_grad_(True)
-        self.tuned.model.eval()  # no dropout, as in prompt tuning
-
-    def load(self, weights: dict[str, torch.Tensor] | None = None) -> Backbone:
-        """Set the copy to `weights`, or back to the backbone's own."""
-        source = weights if weights is not None else dict(self.original.model.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.tuned.model.named_parameters():
-                parameter.copy_(source[name])
-        return self.tuned
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights as they are."""
-        return {name: p.detach().clone() for name, p in self.tuned.model.named_parameters()}
-
-    def tune(
-        self, trial: Trial, options: TuneOptions, advance: Callable[[int], None] = lambda n: None
-    ) -> Outcome:
-        """Train all weights on one trial.
-
-        AdamW at a constant rate; weight decay spares vectors (the layer norms).
+            trials: of which one is chosen by dev.
+            advance: called with the steps done.
+            rival: the best of other rates, whose weights are not wanted any more; None: there are none.
 
         Returns:
-            Its outcome; `best` holds all weights at the chosen step.
+            An outcome for each. What `score_best` scores are the weights of the best step of all, unless the rival is
+            better than each.
         """
-        backbone = self.load()
-        parameters = list(backbone.model.parameters())
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.ft_weight_decay},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=trial.learning_rate,
-            fused=True,  # one pass over the weights: on a CPU an update takes a third of the time
-        )
+        outcomes = []
+        for trial in trials:
+            outcome = self.tune(trial, advance, rival)
+            own = (-outcome.dev, outcome.dev_loss, trial.learning_rate)
+            rival = own if rival is None else min(rival, own)
+            outcomes.append(outcome)
+        return outcomes
+
+    def tune(
+        self, trial: Trial, advance: Callable[[int], None] = lambda n: None, rival: Rank | None = None
+    ) -> Outcome:
+        """Train all weights on one trial: AdamW at a constant rate.
+
+        Args:
+            trial: what it trains on and is chosen by.
+            advance: called with the steps done.
+            rival: weights of steps that are no better are not kept.
+
+        Returns:
+            Its outcome, without the weights: `score_best` scores with them.
+        """
+        weights, options = self.weights, self.options
+        began = time.perf_counter()
+        begin_peak(weights.device)
+        weights.reset()
         outcome = Outcome()
-        due = set(trial.due(options))
+        due = set(trial.scored_at(options))
         for step in range(len(trial.order) + 1):
             if step in due:
-                scores = score_items(
-                    backbone,
-                    trial.verbalizer,
-                    trial.dev,
-                    None,
-                    batch_tokens=options.batch_tokens,
-                    length_normalised=options.length_normalised,
-                )
-                outcome.evaluated(step, scores, self.weights)
-            if step == len(trial.order) or outcome.diverged is not None:
+                scores = weights.score(ItemSet(trial.dev, trial.verbalizer, content_free=trial.content_free))
+                rank = (-scores.accuracy, scores.loss, trial.learning_rate)
+                wanted = rival is None or rank < rival
+                outcome.evaluated(step, scores, weights.keep if wanted else lambda: None)
+            if (
+                step == len(trial.order)
+                or outcome.diverged is not None
+                or outcome.out_of_patience(options.patience)
+            ):
                 advance(len(trial.order) - step)
                 break
-            optimizer.zero_grad(set_to_none=True)
-            if outcome.train_loss(self._backward(backbone, trial, step, options), step):
-                if options.clip:
-                    torch.nn.utils.clip_grad_norm_(parameters, options.clip)
-                optimizer.step()
+            items = [trial.train[position] for position in trial.order[step]]
+            if outcome.train_loss(weights.backward(items, trial.renderer.target_ids(items)), step):
+                weights.update(trial.learning_rate)
                 advance(1)
+            else:
+                weights.discard()
+        outcome.seconds, outcome.peak_bytes = time.perf_counter() - began, peak_bytes(weights.device)
         return outcome
 
-    def _backward(self, backbone: Backbone, trial: Trial, step: int, options: TuneOptions) -> float:
-        """Mean loss of one step's batch; gradients are left in the weights."""
-        items = [trial.train[position] for position in trial.order[step]]
-        targets = trial.renderer.target_ids(items)
-        total = 0.0
-        for group in micro_batches([len(item.input_ids) for item in items], options.batch_tokens):
-            batch = collate(
-                [items[i].input_ids for i in group],
-                [0] * len(group),
-                [targets[i] for i in group],
-                pad_id=backbone.pad_id,
-                start_id=backbone.start_id,
-                count=options.count,
-                example_weights=[1.0 / len(items)] * len(group),
-            ).to(backbone.embedding_device)
-            # `Backbone.embed` takes no gradient; here the table trains too.
-            embeds_BLD = backbone.model.get_input_embeddings()(batch.input_ids_BL)
-            logits_BTV = backbone.target_logits(embeds_BLD, batch.mask_BL, batch.decoder_ids_BT)
-            loss = (example_losses(logits_BTV, batch) * batch.example_weights_B).sum()
-            loss.backward()
-            total += float(loss.detach())
-        return total
+    def score_best(self, items: ItemSet) -> Scores:
+        """Scores of examples by the weights that were kept last."""
+        self.weights.recall()
+        return self.weights.score(items)
+
+    def as_the_first(self, value: T) -> T:
+        """What the first of the processes that tune together has as `value`: they must not differ in what they do."""
+        return self.weights.as_the_first(value)

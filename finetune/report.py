@@ -15,9 +15,13 @@ from corpora.common.files import write_bytes_atomic, write_json, write_text_atom
 from corpora.common.page import page
 from corpora.common.plots import missing_glyphs
 from finetune import report_plots as plots
-from finetune.report_gaps import gaps
-from finetune.report_read import Row, Run, check_protocol, merge_rows, read_run
+from finetune.report_costs import COST_FIELDS, cost_records, costs_of
+from finetune.report_gaps import fewer_examples, left_out
+from finetune.report_missing import missing_section
+from finetune.report_read import Row, Run, check_protocol, choose_again, merge_rows, read_run
+from finetune.report_reference import reference_section
 from finetune.report_sections import closing, command, opening, results, warnings_of, words
+from finetune.report_stats import COMPARISON_FIELDS, Comparison, as_records, compare, told_apart
 from finetune.report_tables import (
     Places,
     in_order,
@@ -33,7 +37,7 @@ __all__ = ["Report", "report", "summarise"]
 
 CSV_FIELDS = (
     "method", "label", "filled_from", "task", "task_version", "shots", "seed", "test", "test_f1", "test_vocabulary", "dev",
-    "dev_loss", "learning_rate", "step", "steps", "seconds", "n_train", "n_dev", "n_test", "init", "backbone_fingerprint",
+    "dev_loss", "learning_rate", "step", "steps", "seconds", "test_seconds", "n_train", "n_dev", "n_test", "init", "backbone_fingerprint",
     "prompt", "cell", "run",
 )  # fmt: skip
 
@@ -65,8 +69,9 @@ def report(
     notes: Sequence[str] = (),
     seconds: dict[str, float] | None = None,
     backbone: Path | str | None = None,
+    reference: bool = False,
 ) -> Report:
-    """Write `report.md`, `report.csv`, `report.json`, `report.html` and the pictures.
+    """Write `report.md`, `report.json`, `report.html`, the pictures, and `report.csv`, `comparisons.csv` and `costs.csv`.
 
     Args:
         runs: folders of few-shot runs and, for their curves, of pre-training runs.
@@ -76,6 +81,7 @@ def report(
         seconds: stage -> seconds, shown as a table.
         backbone: folder of the backbone, for the words nearest to each prompt; None takes the one that a run's
             settings name, where it lies on this machine.
+        reference: show the paper's figures beside this run's, marked unverified.
 
     Returns:
         The report; its files are on disk.
@@ -86,22 +92,35 @@ def report(
     if not runs:
         raise UserError("no run was given; expected the folder of at least one run")
     read = [read_run(folder) for folder in runs]
-    rows = merge_rows(read)
+    rows, conflicts = merge_rows(read)
     check_protocol(rows)
+    rows, again = choose_again(rows)
     metrics = [run for run in read if run.metrics]
     out = Path(out)
     title = title or "Few-shot results" if rows else title or "Prompt pre-training"
-    warnings = [note for run in read for note in run.notes]
     places, shots, rates = places_of(rows), main_shots(rows), rates_of(rows)
     seeds = sorted({int(row["seed"]) for row in rows})
-    warnings += warnings_of(places, shots, rates, seeds) + gaps(read, rows)
-    sections: list[Section] = []
+    missing, lacking = missing_section(read, rows)
+    warnings = [note for run in read for note in run.notes] + conflicts + lacking + fewer_examples(read, rows)
+    warnings += warnings_of(places, shots, rates, seeds) + left_out(read, rows)
+    if again:
+        notes = [
+            *notes,
+            f"{again} choices of a learning rate were made again by dev, over the rates of several runs.",
+        ]
+    sections: list[Section] = list(missing)
     pictures: list[Picture] = []
+    comparisons = compare(places, shots)
     table = None
     if rows:
-        table = main_table(places, shots, len(seeds))
-        pictures, result_sections = results(read, rows, places, shots, rates, seeds, table)
+        table = main_table(places, shots, len(seeds), apart=told_apart(comparisons, places))
+        pictures, result_sections = results(rows, places, shots, rates, seeds, table, comparisons)
         sections += result_sections
+        if reference:
+            first = [
+                section.title.startswith(("Test accuracy", "Comparisons")) for section in result_sections
+            ]
+            sections.insert(len(missing) + sum(first), reference_section(places, shots))
         sections += wording_sections(read)
         sections += words(read, places, shots, backbone)
     for number, run in enumerate(metrics):
@@ -118,7 +137,7 @@ def report(
         )
     sections.insert(0, opening(read, rows, shots, seeds, notes, warnings, seconds))
     sections += closing(read, places, shots)
-    files = _write(out, title, sections, pictures, read, rows, places, warnings)
+    files = _write(out, title, sections, pictures, read, rows, places, warnings, comparisons)
     return Report(summarise(rows), warnings, files, markdown(title, sections), table)
 
 
@@ -131,6 +150,7 @@ def _write(
     rows: list[Row],
     places: Places,
     warnings: list[str],
+    comparisons: list[Comparison],
 ) -> list[Path]:
     by_folder = {str(run.folder): run for run in runs}
     files = []
@@ -138,13 +158,11 @@ def _write(
         files.append(out / f"{picture.name}.png")
         write_bytes_atomic(files[-1], picture.png)
     table = []
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, Any]] = []
     for line, task, n in in_order(places):
         stat = places[line, task, n]
         for row in stat.rows.values():
-            writer.writerow(
+            lines.append(
                 {**row, "method": line.method, "label": line.label, "filled_from": stat.filled_from or ""}
             )
         f1 = stat.of("test_f1")
@@ -165,18 +183,35 @@ def _write(
                 "command": command(first, by_folder[first["run"]]),
             }
         )
+    compared, costs = as_records(comparisons), cost_records(costs_of(places, rows))
     content = {
         "title": title,
         "warnings": warnings,
         "table": table,
         **summarise(rows),
+        "comparisons": compared,
+        "costs": costs,
         "protocol": rows[0].get("protocol") if rows else None,
         "runs": [
             {"folder": str(run.folder), "settings": run.config, "libraries": run.libraries} for run in runs
         ],
     }
-    write_text_atomic(out / "report.csv", lines.getvalue())
+    for name, fields, records in (
+        ("report", CSV_FIELDS, lines),
+        ("comparisons", COMPARISON_FIELDS, compared),
+        ("costs", COST_FIELDS, costs),
+    ):
+        files.append(out / f"{name}.csv")
+        write_text_atomic(files[-1], _csv(fields, records))
     write_json(out / "report.json", content)
     write_text_atomic(out / "report.md", markdown(title, sections))
     write_text_atomic(out / "report.html", page(title, sections))
-    return [*files, *(out / f"report.{suffix}" for suffix in ("csv", "json", "md", "html"))]
+    return [*files, *(out / f"report.{suffix}" for suffix in ("json", "md", "html"))]
+
+
+def _csv(fields: Sequence[str], records: Sequence[dict[str, Any]]) -> str:
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return lines.getvalue()

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from corpora.common.blocks import Picture
-from corpora.common.plots import INK, PANELS, QUIET, add_legend, label_axis, legend_shape, make_panels, save
+from corpora.common.plots import (
+    GRID,
+    INK,
+    PANELS,
+    QUIET,
+    add_legend,
+    label_axis,
+    legend_shape,
+    make_panels,
+    save,
+)
+from finetune.report_stats import ALPHA, NOT_TOLD_APART, Comparison
 from finetune.report_tables import Line, Places
 
 # Okabe and Ito's colours, told apart with every common colour blindness: cool ones start from a random prompt,
@@ -219,6 +232,83 @@ def efficiency(places: Places) -> Picture | None:
         "efficiency",
         "Sample efficiency: mean test accuracy and sample deviation by number of training examples.",
     )
+
+
+def _reach(comparisons: Sequence[Comparison]) -> float:
+    """How far from zero an axis has to go, in points, to hold every 95 % interval."""
+    intervals = [one.paired.interval() for one in comparisons if one.paired]
+    return min(100.0, 105 * max(0.01, *(abs(end) for ends in intervals if ends for end in ends), 0.0))
+
+
+def _draw_difference(axis: Axes, one: Comparison, y: int, ink: str) -> None:
+    assert one.paired is not None and one.level is not None
+    for level, width, alpha in ((one.level, 0.9, 0.6), (1 - ALPHA, 2.6, 0.85)):
+        ends = one.paired.interval(level)
+        if ends:
+            x = [100 * end for end in ends]
+            axis.plot(x, [y, y], color=ink, linewidth=width, alpha=alpha, solid_capstyle="butt")
+    fill = ink if one.winner else "white"
+    axis.plot(
+        100 * one.paired.mean, y, "o", markersize=4.6, markeredgewidth=1.2, markeredgecolor=ink, markerfacecolor=fill
+    )  # fmt: skip
+
+
+def differences(comparisons: Sequence[Comparison], shots: Mapping[str, int]) -> Picture | None:
+    """Paired differences with their intervals (a forest plot): a panel for all tasks and one for each task.
+
+    Args:
+        comparisons: what is drawn; pairs that could not be judged are left out.
+        shots: task -> the number of examples of the main table; panels of other numbers name theirs.
+
+    Returns:
+        The picture, or None where nothing could be judged.
+    """
+    judged = [one for one in comparisons if one.paired and one.level is not None]
+    pairs = list(dict.fromkeys((one.one, one.other) for one in judged))
+    panels: dict[str, list[Comparison]] = {}
+    for one in judged:
+        same = one.task is None or one.shots == shots.get(one.task)
+        title = one.task or "all tasks (own scale)"
+        panels.setdefault(title if same else f"{title}, {one.shots} examples", []).append(one)
+    if not panels:
+        return None
+    colours = {line: style[0] for line, style in _styles(sorted({pair[0] for pair in pairs})).items()}
+    columns = math.ceil(len(panels) / math.ceil(len(panels) / PANELS))  # rows of panels as even as they go
+    figure, axes = make_panels(list(panels), 0.6 + 0.19 * len(pairs), 1, columns)
+    limits = {
+        together: _reach([one for one in judged if (one.task is None) == together])
+        for together in (True, False)
+    }
+    for number, (axis, some) in enumerate(zip(axes, panels.values(), strict=True)):
+        axis.axvline(0, color=QUIET, linewidth=0.9)
+        for one in some:
+            _draw_difference(axis, one, pairs.index((one.one, one.other)), colours[one.one])
+        limit = limits[some[0].task is None]
+        axis.set_xlim(-limit, limit)
+        axis.set_ylim(len(pairs) - 0.4, -0.6)
+        axis.grid(False, axis="y")
+        axis.grid(True, axis="x", color=GRID, linewidth=0.7)
+        axis.set_yticks(range(len(pairs)))
+        first = number % columns == 0
+        axis.set_yticklabels([f"{a.label} − {b.label}" if first else "" for a, b in pairs])
+        label_axis(axis, "difference, points", "")
+    handles: list[Any] = [
+        Line2D([], [], color=INK, linewidth=2.6, alpha=0.85, label="95 % interval"),
+        Line2D([], [], color=INK, linewidth=0.9, alpha=0.6, label="the same, corrected"),
+        *(
+            Line2D(
+                [], [], linestyle="", marker="o", markersize=4.6, color=INK, markerfacecolor=fill, label=label
+            )
+            for fill, label in ((INK, "told apart"), ("white", NOT_TOLD_APART))
+        ),
+    ]
+    add_legend(figure, handles, min(4, 2 * len(panels)))
+    caption = (
+        "Paired differences of test accuracy in points, to the right in favour of the method named first: mean over draws, "
+        "95 % interval (thick) and the one corrected for many comparisons (thin; it may leave the frame). Filled: told apart. No "
+        "mark: one of the two has no run of its own there."
+    )
+    return save(figure, "differences", caption)
 
 
 def pretraining(metrics: Sequence[dict[str, Any]], name: str = "pretraining") -> Picture | None:

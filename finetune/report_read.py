@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from finetune.task import BY_DEV, FIRST
 Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
 
 REQUIRED = ("cell", "task", "method", "shots", "seed", "learning_rate", "dev")
+RANDOM_STARTS = ("normal", "vocabulary", "label_words")
+MAX_NAMED = 3  # cells named in a warning about many
 # What makes a cell another cell (architecture.md); two chosen rows for one place of the table differ in one of these.
 KEY_FIELDS = (
     "backbone_fingerprint",
@@ -42,6 +45,7 @@ class Run:
         libraries: versions that made it, empty where it does not say.
         metrics: rows of a pre-training run's `metrics.jsonl`.
         notes: what is to be told about reading it.
+        left_out: task -> what was looked for, where it had no data.
     """
 
     folder: Path
@@ -50,6 +54,7 @@ class Run:
     libraries: dict[str, str]
     metrics: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def read_lines(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
@@ -111,11 +116,13 @@ def read_run(folder: Path | str) -> Run:
             rows[str(row["cell"])] = {**row, "run": str(folder)}
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     libraries: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     if (folder / "manifest.json").exists():
         manifest = read_json(folder / "manifest.json")
-        libraries = manifest.get("libraries", {}) if isinstance(manifest, dict) else {}
+        if isinstance(manifest, dict):
+            libraries, left_out = manifest.get("libraries", {}), manifest.get("left_out", {})
     lines = read_lines(metrics, notes) if metrics.exists() else []
-    return Run(folder, list(rows.values()), config, libraries, lines, notes)
+    return Run(folder, list(rows.values()), config, libraries, lines, notes, left_out)
 
 
 def read_curves(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
@@ -158,7 +165,8 @@ def check_protocol(rows: Sequence[Row]) -> None:
     """Refuse rows that were not made under one protocol on the same data.
 
     The protocol is the same for all rows; a task's version, data and number of test examples for all rows of the task;
-    the verbalizer and the pattern for all rows of a task, method and wording, unless each seed chose its wording.
+    the verbalizer and the pattern for all rows of a task, method and wording, unless each seed chose its wording; the pre-trained prompt for all rows of a task, method
+    and backbone. Seeds, rates, numbers of examples, backbones and their tokenizers may differ.
 
     Raises:
         UserError: naming the field, both values and both runs.
@@ -172,11 +180,12 @@ def check_protocol(rows: Sequence[Row]) -> None:
             _refuse(name, first_of.setdefault((task,), row), row, f" (task {task})")
         if row.get("chosen"):
             _refuse("n_test", first_of.setdefault((task, "test"), row), row, f" (task {task})")
-        if wording_of(row) == BY_DEV:
-            continue
-        for name in ("verbalizer", "hard_prompt"):
-            first = first_of.setdefault((task, method, wording_of(row)), row)
-            _refuse(name, first, row, f" (task {task}, method {method})")
+        where = f" (task {task}, method {method})"
+        for name in ("verbalizer", "hard_prompt", "pattern") if wording_of(row) != BY_DEV else ():
+            _refuse(name, first_of.setdefault((task, method, "wording", wording_of(row)), row), row, where)
+        if row.get("init") and row["init"] not in RANDOM_STARTS:
+            backbone = str(row.get("backbone_fingerprint", ""))
+            _refuse("init", first_of.setdefault((task, method, "init", backbone), row), row, where)
 
 
 def wording_of(row: Row) -> str:
@@ -184,10 +193,78 @@ def wording_of(row: Row) -> str:
     return str(row.get("wording", FIRST))
 
 
-def merge_rows(runs: Sequence[Run]) -> list[Row]:
-    """All rows of all runs; a cell that two runs hold counts once, the earlier run's."""
+def same_choice(row: Row) -> tuple[str, ...]:
+    """What rows share that differ in nothing but the learning rate: a seed chooses one of them by dev."""
+    fields = ("method", "init", "backbone_fingerprint", "task", "shots", "seed")
+    return (*(str(row.get(name)) for name in fields), wording_of(row))
+
+
+def best_dev_first(row: Row) -> tuple[float, float, float]:
+    """Order of choice among learning rates: highest dev score, then lower dev loss, then the smaller rate."""
+    return (-float(row["dev"]), float(row.get("dev_loss") or 0.0), float(row["learning_rate"]))
+
+
+def _conflict(first: Row, second: Row) -> str | None:
+    """In which result two rows of one cell differ by more than rounding; None where they agree."""
+    for name in ("test", "dev"):  # counts of rows: any difference is an answer that came out otherwise
+        one, two = first.get(name), second.get(name)
+        if one is not None and two is not None and abs(one - two) > 1e-6:
+            return f"{name} {100 * one:.1f} and {100 * two:.1f}"
+    for name in ("test_loss", "dev_loss"):
+        one, two = first.get(name), second.get(name)
+        if one is not None and two is not None and not math.isclose(one, two, rel_tol=1e-3, abs_tol=1e-5):
+            return f"{name} {one:.4g} and {two:.4g}"
+    return None
+
+
+def merge_rows(runs: Sequence[Run]) -> tuple[list[Row], list[str]]:
+    """All rows of all runs.
+
+    A cell that two runs hold counts once: the copy that was scored on test, of equals the earlier run's.
+
+    Returns:
+        The rows, and a warning for each two runs whose results for the same cells differ by more than rounding.
+    """
     merged: dict[str, Row] = {}
+    conflicts: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         for row in run.rows:
-            merged.setdefault(str(row["cell"]), row)
-    return list(merged.values())
+            first = merged.setdefault(str(row["cell"]), row)
+            if first is row:
+                continue
+            difference = _conflict(first, row)
+            if difference:
+                named = f"{row['method']} on {row['task']}, seed {row['seed']}, rate {row['learning_rate']:g}: {difference}"
+                conflicts.setdefault((first["run"], row["run"]), []).append(named)
+            if row.get("chosen") and not first.get("chosen"):
+                merged[str(row["cell"])] = row
+    warnings = []
+    for (one, two), found in conflicts.items():
+        more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        cells = "a cell" if len(found) == 1 else f"{len(found)} cells"
+        warnings.append(
+            f"{one} and {two} hold {cells} with different results, and the first one's count: "
+            f"{'; '.join(found[:MAX_NAMED])}{more}. The same cell gives the same result to rounding: run it again on both "
+            "machines, or leave one run out"
+        )
+    return list(merged.values()), warnings
+
+
+def choose_again(rows: Sequence[Row]) -> tuple[list[Row], int]:
+    """Choose once more by dev where several runs shared a grid of rates out and each chose from its part.
+
+    Returns:
+        The rows, of which each choice has one chosen at most, and the number of choices that were made again.
+    """
+    chosen: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.get("chosen"):
+            chosen.setdefault(same_choice(row), []).append(row)
+    beaten: set[str] = set()
+    again = 0
+    for some in chosen.values():
+        if len(some) > 1 and len({float(row["learning_rate"]) for row in some}) == len(some):
+            best = min(some, key=best_dev_first)
+            beaten |= {str(row["cell"]) for row in some if row is not best}
+            again += 1
+    return [{**row, "chosen": False} if str(row["cell"]) in beaten else row for row in rows], again

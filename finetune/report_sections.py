@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import yaml
 
 from corpora.common.blocks import Code, Entry, Notes, Picture, Section, Table, Text
-from corpora.common.errors import UserError
 from corpora.common.files import library_versions
-from corpora.common.settings import read_yaml
 from finetune import report_plots as plots
+from finetune.report_costs import costs_of, costs_table
+from finetune.report_missing import task_name
 from finetune.report_read import Row, Run, read_curves
+from finetune.report_stats import BASELINES, VARIANTS, Comparison, comparisons_table
 from finetune.report_tables import (
+    APART,
     Line,
     Places,
     Rates,
@@ -28,6 +29,12 @@ from finetune.report_tables import (
 from finetune.report_words import load_vocabulary, prompt_words, spelt
 from pretrain.artifact import prompts_folder
 
+COSTS_TEXT = (
+    "What each method takes, over the tasks of the main table: numbers that train, bytes to keep for a task besides the shared "
+    "backbone, the largest memory of the process while a cell was tuned, mean seconds to tune one cell (cells tuned "
+    "together share their time), a whole grid of rates for one seed, and to score a test set once. Seconds are of the machine that ran the cell; "
+    "– where the rows do not say."
+)
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "datasets", "sentencepiece", "numpy", "matplotlib")
 
 
@@ -72,13 +79,13 @@ def opening(
 
 
 def results(
-    runs: list[Run],
     rows: list[Row],
     places: Places,
     shots: dict[str, int],
     rates: dict[tuple[Line, str, int], Rates],
     seeds: list[int],
     table: Table,
+    comparisons: list[Comparison],
 ) -> tuple[list[Picture], list[Section]]:
     """The pictures and sections that come from results.jsonl."""
     if not places:
@@ -86,14 +93,23 @@ def results(
     bars = plots.bars(places, shots, _chance(rows))
     pictures = [bars]
     explained = (
-        "Test accuracy in percent: mean ± sample deviation (ddof 1) over seeds; the best mean of each task is bold. "
-        "The average is over all tasks, of the means and of the deviations."
+        "Test accuracy in percent: mean ± sample deviation (ddof 1) over seeds. The average is over all tasks, of the means "
+        "and of the deviations. Bold is the highest mean of a task, which by itself is no claim: "
+    )
+    apart = any(APART in entry.text for line in table.body for entry in line)
+    explained += (
+        f"only entries with {APART} are told apart from it (see Comparisons)."
+        if apart
+        else "no entry is told apart from it."
     )
     if any(stat.of("test_f1") for stat in places.values()):
         explained += " F1 is macro F1; averages hold accuracy only."
     if any(stat.filled_from for stat in places.values()):
         explained += " † another row's run fills this place, because both would be the same run."
     sections = [Section("Test accuracy", (Text(explained), table, bars))]
+    drawn_apart, compared = _comparisons(comparisons, places, shots, seeds)
+    pictures += drawn_apart
+    sections += compared
     efficiency = plots.efficiency(places)
     if efficiency:
         pictures.append(efficiency)
@@ -112,13 +128,15 @@ def results(
         pictures += shown
         sections.append(Section("Training curves", tuple(shown)))
     sections += _rates(rates, shots)
+    costs = costs_of(places, rows)
+    sections.append(Section("Costs", (Text(COSTS_TEXT), costs_table(costs, shots))))
     if any(stat.of("test_vocabulary") for stat in places.values()):
         sections.append(
             Section(
                 "Accuracy over the whole vocabulary",
                 (
                     Text(
-                        "The same predictions counted right only where the label's words beat every other token, not just the other labels."
+                        "The same predictions counted right only where the label's words score above every other token, not just the other labels."
                     ),
                     main_table(places, shots, len(seeds), "test_vocabulary"),
                 ),
@@ -129,6 +147,45 @@ def results(
     return pictures, sections
 
 
+def _comparisons(
+    comparisons: list[Comparison], places: Places, shots: dict[str, int], seeds: list[int]
+) -> tuple[list[Picture], list[Section]]:
+    """What can be told apart: the table over all tasks with the picture, and the one task by task, folded."""
+    planned = [one for one in comparisons if one.planned]
+    if not planned:
+        return [], []
+    if len(seeds) < 2:
+        text = "One seed: there is nothing to compare by. Comparisons need two seeds or more; the protocol has five."
+        return [], [Section("Comparisons", (Text(text),))]
+    together = [one for one in planned if one.task is None]
+    apart = [one for one in planned if one.task is not None]
+    ppt = all(one.one.method in VARIANTS and one.other.method in BASELINES for one in planned)
+    pairs = "PPT and its variants against FT and against prompts without pre-training" if ppt else "All pairs"
+    text = (
+        f"{pairs}, over the same draws: a seed gives every method of a task the same examples, so scores are subtracted seed "
+        "by seed. Difference of test accuracy in points, its 95 % interval (paired t), p, and p corrected for the "
+        f"{_count(len(together or apart), 'comparison')} of this table (Holm). The last column names a method only where it "
+        "has the higher accuracy with a corrected p below 0.05."
+    )
+    if together:
+        text += " Over all tasks: the mean of their differences, which speaks of these tasks with new draws."
+        left = {line.label for line, _, _ in places} - {
+            line.label for one in together for line in (one.one, one.other)
+        }
+        text += f" Not among them, for want of a task: {', '.join(sorted(left))}." if left else ""
+    picture = plots.differences(planned, shots)
+    pictures = [picture] if picture else []
+    sections = [Section("Comparisons", (Text(text), comparisons_table(together or apart), *pictures))]
+    if together:
+        text = (
+            f"As above, one task each; p corrected for the {_count(len(apart), 'comparison')} of this table."
+        )
+        sections.append(
+            Section("Comparisons task by task", (Text(text), comparisons_table(apart)), folded=True)
+        )
+    return pictures, sections
+
+
 def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> list[Section]:
     chosen, dev = rates_tables(rates, shots)
     text = (
@@ -136,10 +193,10 @@ def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> 
         "development examples; ×n: n seeds chose this one."
     )
     if any(found.end for found in rates.values()):
-        text += " ‡ the rate with the best mean lies at an end of the grid."
+        text += " ‡ the rate with the highest mean lies at an end of the grid."
     sections = [Section("Chosen learning rates", (Text(text), chosen))]
     if dev.body:
-        text = "Mean development accuracy in percent of every rate tried, over seeds; the best of a method and task is bold."
+        text = "Mean development accuracy in percent of every rate tried, over seeds; the highest of a method and task is bold."
         sections.append(
             Section("Development accuracy of every learning rate", (Text(text), dev), folded=True)
         )
@@ -180,7 +237,7 @@ def warnings_of(
             for (line, end, rate), tasks in ends.items()
         ]
         warnings.append(
-            f"The best learning rate lies at an end of its grid, so a wider grid may do better: {'; '.join(where)}"
+            f"The chosen learning rate lies at an end of its grid; widen the grid before methods are compared: {'; '.join(where)}"
         )
     return warnings
 
@@ -225,18 +282,11 @@ def words(
     ]
 
 
-def _task_name(named: str) -> str:
-    """The name of a task that a run's settings name by itself or by its file; the file may be gone."""
-    with contextlib.suppress(UserError):
-        return str(read_yaml(Path(named)).get("name", Path(named).stem))
-    return Path(named).stem
-
-
 def command(row: Row, run: Run) -> str:
     """The command that makes a row's line, task and number of examples again, all seeds and rates."""
     config = run.folder / "config.yaml"
     named = [str(task) for task in run.config.get("tasks") or []]
-    task = next((name for name in named if _task_name(name) == row["task"]), str(row["task"]))
+    task = next((name for name in named if task_name(name) == row["task"]), str(row["task"]))
     words = [
         "ppt",
         "fewshot",

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from corpora.common.blocks import Entry, Table
 from corpora.common.errors import UserError
 from finetune.methods import METHODS
-from finetune.report_read import KEY_FIELDS, Row, wording_of
+from finetune.report_read import KEY_FIELDS, RANDOM_STARTS, Row, wording_of
 from finetune.task import BY_DEV, FIRST
 
 # Titles of the rows, in the table's order; methods of other releases follow by name.
 METHOD_NAMES = {name: method.title for name, method in METHODS.items()}
-RANDOM_STARTS = ("normal", "vocabulary", "label_words")
 MAIN_SHOTS = 32  # the paper's setting; a task without it is shown at its smallest number of examples
 MISSING = "missing"
+APART = "↓"  # told apart from the highest mean of its column
 
 
 @dataclass(frozen=True, order=True)
@@ -92,8 +92,8 @@ def lines_of(rows: Iterable[Row]) -> dict[LineKey, Line]:
             found.setdefault(_line_key(row, method), name)
     wordings = [FIRST, *dict.fromkeys(key[2] for key in found if key[2] not in (FIRST, BY_DEV)), BY_DEV]
     lines = {}
-    for key_of_line, name in found.items():
-        method, start, wording, fingerprint = key_of_line
+    for line_key, name in found.items():
+        method, start, wording, fingerprint = line_key
         kin = [other for other in found if other[0] == method]
         tells = []
         if len({other[1] for other in kin}) > 1 and start:
@@ -104,9 +104,8 @@ def lines_of(rows: Iterable[Row]) -> dict[LineKey, Line]:
             tells.append(name)
         label = METHOD_NAMES.get(method, method) + (f" ({', '.join(tells)})" if tells else "")
         key = ":".join([method, *(tell.replace(" ", "_") for tell in tells)])
-        lines[key_of_line] = Line(
-            _order(method), method, start, wordings.index(wording), fingerprint, label, key
-        )
+        place = wordings.index(wording)
+        lines[line_key] = Line(_order(method), method, start, place, fingerprint, label, key)
     return lines
 
 
@@ -252,16 +251,23 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
-def _entry(stat: Stat | None, n_seeds: int, strong: bool = False) -> Entry:
+def _entry(stat: Stat | None, n_seeds: int, strong: bool = False, apart: bool = False) -> Entry:
     if stat is None:
         return Entry(MISSING, quiet=True)
     text = f"{percent(stat.mean)} ± {percent(stat.std)}" + (" †" if stat.filled_from else "")
+    text += f" {APART}" if apart else ""
     if len(stat.scores) < n_seeds:
         text += f" ({len(stat.scores)} of {n_seeds} seeds)"
     return Entry(text, strong=strong)
 
 
-def main_table(places: Places, shots: dict[str, int], n_seeds: int, field: str = "test") -> Table:
+def main_table(
+    places: Places,
+    shots: dict[str, int],
+    n_seeds: int,
+    field: str = "test",
+    apart: Collection[tuple[Line, str, int]] = (),
+) -> Table:
     """Methods by tasks, mean and sample deviation in percent, and their average over all tasks.
 
     Args:
@@ -269,9 +275,10 @@ def main_table(places: Places, shots: dict[str, int], n_seeds: int, field: str =
         shots: task -> the number of examples to show.
         n_seeds: how many seeds a whole place has.
         field: `test`, or another score of the rows, for example `test_vocabulary`.
+        apart: places that are told apart from the highest mean of their task, marked as such.
 
     Returns:
-        A table; the best mean of each task is strong, macro F1 stands beside its task, a line that lacks a task has no average.
+        A table; the highest mean of each task is strong, macro F1 stands beside its task, a line that lacks a task has no average.
     """
     lines = sorted({line for line, _, _ in places})
     picked = {
@@ -296,21 +303,24 @@ def main_table(places: Places, shots: dict[str, int], n_seeds: int, field: str =
         entries = [Entry(line.label)]
         for task, values in columns:
             stat = values.get((line, task))
-            entries.append(_entry(stat, n_seeds, stat is not None and stat.mean == best[task, values is f1]))
+            strong = stat is not None and stat.mean == best[task, values is f1]
+            lower = values is not f1 and (line, task, shots[task]) in apart
+            entries.append(_entry(stat, n_seeds, strong, lower))
         if len(shots) > 1:
-            entries.append(_average([picked.get((line, task)) for task in shots]))
+            entries.append(_average([picked.get((line, task)) for task in shots], n_seeds))
         body.append(tuple(entries))
     head = ["method", *(f"{task} F1" if values is f1 else task for task, values in columns)]
     return Table(tuple(head + ["average"] * (len(shots) > 1)), tuple(body))
 
 
-def _average(stats: list[Stat | None]) -> Entry:
+def _average(stats: list[Stat | None], n_seeds: int) -> Entry:
     whole = [stat for stat in stats if stat is not None]
     if len(whole) < len(stats):
         return Entry(f"{len(stats) - len(whole)} {MISSING}", quiet=True)
     deviations = [stat.std for stat in whole if stat.std is not None]
     std = statistics.fmean(deviations) if deviations else None
-    return Entry(f"{percent(statistics.fmean(stat.mean for stat in whole))} ± {percent(std)}")
+    lacking = " (seeds missing)" if min(len(stat.scores) for stat in whole) < n_seeds else ""
+    return Entry(f"{percent(statistics.fmean(stat.mean for stat in whole))} ± {percent(std)}{lacking}")
 
 
 def in_order(places: Places) -> list[tuple[Line, str, int]]:

@@ -40,7 +40,75 @@ def _line(row: ResultRow) -> str:
     return json.dumps(row, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
 
-class Results:
+def read_rows(path: Path) -> list[ResultRow]:
+    """Rows of a file, in its order; the end of a line that is being written, or that a kill cut off, is no row.
+
+    Raises:
+        UserError: a line that no kill can have left is not a row.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    whole, end, _ = path.read_bytes().rpartition(b"\n")
+    for number, text in enumerate(whole.split(b"\n") if end else [], 1):
+        try:
+            row = json.loads(text)
+            row["cell"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{at(path, number)}: not a row of results; remove it") from error
+        rows.append(row)
+    return rows
+
+
+def append_rows(path: Path, rows: Sequence[ResultRow]) -> None:
+    """Append rows in one write.
+
+    Raises:
+        MachineError: the disk is full or the place cannot be written; the file holds no half row.
+    """
+    with machine_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            data = "".join(map(_line, rows)).encode("utf-8")
+            start = os.fstat(descriptor).st_size
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, start)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def cut_half_row(path: Path) -> None:
+    """Remove the end of a line that a kill cut off."""
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n") and data:
+        write_text_atomic(path, "".join(map(_line, read_rows(path))))
+
+
+class KnownRows:
+    """Rows by cell."""
+
+    def __init__(self, rows: Iterable[ResultRow]) -> None:
+        self.rows: dict[str, ResultRow] = {row["cell"]: row for row in rows}
+
+    def missing(self, cells: Iterable[str]) -> list[str]:
+        """Those of the given cells that have no row yet."""
+        return [cell for cell in cells if cell not in self.rows]
+
+    def of_choice(self, choice: str) -> list[ResultRow]:
+        """Rows that differ in nothing but the learning rate."""
+        return [row for row in self.rows.values() if row["choice"] == choice]
+
+    def add(self, rows: Sequence[ResultRow]) -> None:
+        """Add rows; those that are there already are left as they are."""
+        self.rows.update((row["cell"], row) for row in rows if row["cell"] not in self.rows)
+
+
+class Results(KnownRows):
     """The rows of a run. A row is on disk whole or not at all: what a kill cut off is removed when it is opened.
 
     Only chosen rows have files `predictions/CELL.jsonl` and `prompts/CELL/` beside them.
@@ -53,31 +121,12 @@ class Results:
             UserError: a line that no kill can have left is not a row.
         """
         self.path = folder / "results.jsonl"
-        self.rows: dict[str, ResultRow] = {}
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        whole, end, rest = data.rpartition(b"\n")
-        for number, text in enumerate(whole.split(b"\n") if end else [], 1):
-            try:
-                row = json.loads(text)
-                self.rows[row["cell"]] = row
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{at(self.path, number)}: not a row of results; remove it") from error
-        if rest:  # the end of a line that was being written
-            self._rewrite()
+        super().__init__(read_rows(self.path))
+        cut_half_row(self.path)
         self._drop_files(row["cell"] for row in self.rows.values() if not row["chosen"])
 
-    def missing(self, cells: Iterable[str]) -> list[str]:
-        """Those of the given cells that have no row yet."""
-        return [cell for cell in cells if cell not in self.rows]
-
-    def of_choice(self, choice: str) -> list[ResultRow]:
-        """Rows that differ in nothing but the learning rate."""
-        return [row for row in self.rows.values() if row["choice"] == choice]
-
     def add(self, rows: Sequence[ResultRow]) -> None:
-        """Append rows in one write.
+        """Append rows in one write; those that are there already are left as they are.
 
         Where one of them is chosen, a row of the same choice that was chosen before (by a smaller grid) loses
         that, its test score, its predictions and its prompt, and the file is written anew.
@@ -85,6 +134,9 @@ class Results:
         Raises:
             MachineError: the disk is full or the place cannot be written; the file holds no half row.
         """
+        rows = [row for row in rows if row["cell"] not in self.rows]
+        if not rows:
+            return
         replaced = []
         for row in rows:
             for old in self.of_choice(row["choice"]) if row["chosen"] else ():
@@ -93,27 +145,12 @@ class Results:
                     for name in [name for name in old if name.startswith("test")]:
                         del old[name]
                     replaced.append(old["cell"])
-        for row in rows:
-            self.rows[row["cell"]] = row
+        super().add(rows)
         if replaced:
             self._rewrite()
             self._drop_files(replaced)
             return
-        with machine_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                data = "".join(map(_line, rows)).encode("utf-8")
-                start = os.fstat(descriptor).st_size
-                try:
-                    while data:
-                        data = data[os.write(descriptor, data) :]
-                    os.fsync(descriptor)
-                except OSError:
-                    os.ftruncate(descriptor, start)
-                    raise
-            finally:
-                os.close(descriptor)
+        append_rows(self.path, rows)
 
     def _drop_files(self, cells: Iterable[str]) -> None:
         """Remove what only chosen cells have beside their rows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from corpora.formats import Verbalizer
+from corpora.rendering import Rendered
 from finetune.inputs import Item
+from finetune.label_words import LabelWords
 from pretrain.backbone import Backbone
-from pretrain.batching import micro_batches, pad_inputs
-from pretrain.prompts import insert_prompts
+from pretrain.batching import PackedBatch, end_to_end, pack_flat, packed_batches
+from pretrain.forward import ForwardOptions, encode_prompted
 
 FloatArray = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+ANYWHERE = ForwardOptions()  # computes on any device
+MOST_LOGITS = 2**26  # of a decoder pass: 256 MB in float32, two thousand positions with T5's vocabulary
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,19 @@ class Scores:
     log_probs: FloatArray  # [N, C]: of each label's word, summed over its tokens; -inf for labels a row lacks
     losses: FloatArray  # [N]: of the right label, mean over its tokens
     vocabulary_right: NDArray[np.bool_]  # [N]: no other token of the whole vocabulary scores higher
-    labels: NDArray[np.int64]  # [N]
-    predictions: NDArray[np.int64]  # [N]: best label
+    labels: Int64  # [N]
+    ranked: FloatArray  # [N, C]: the best label has the highest; `log_probs` unless length-normalised or calibrated
+
+    @property
+    def predictions(self) -> Int64:
+        """Best label of each example, [N]."""
+        # A diverged prompt scores NaN: it must lose to everything, not crash or win.
+        return np.where(np.isnan(self.ranked), -np.inf, self.ranked).argmax(axis=1).astype(np.int64)
+
+    @property
+    def n_labels(self) -> Int64:
+        """How many labels each example can have, [N]: the first ones."""
+        return (~np.isneginf(self.log_probs)).sum(axis=1).astype(np.int64)
 
     @property
     def accuracy(self) -> float:
@@ -50,110 +67,181 @@ class Scores:
 
         return float(f1_score(self.labels, self.predictions, average="macro", zero_division=0.0))
 
-    def of(self, rows: NDArray[np.int64] | slice) -> Scores:
-        """The scores of some of the examples."""
+    def of(self, rows: Int64 | slice, n_labels: int | None = None) -> Scores:
+        """The scores of some of the examples, as of a task of `n_labels` labels (None: as many columns as there are)."""
         return Scores(
-            self.log_probs[rows], self.losses[rows], self.vocabulary_right[rows], self.labels[rows],
-            self.predictions[rows],
+            self.log_probs[rows, :n_labels], self.losses[rows], self.vocabulary_right[rows], self.labels[rows],
+            self.ranked[rows, :n_labels],
         )  # fmt: skip
 
 
 @torch.no_grad()
 def score_items(
     backbone: Backbone,
-    verbalizer: Verbalizer,
+    verbalizers: Verbalizer | Sequence[Verbalizer],
     items: Sequence[Item],
     prompts_KPD: torch.Tensor | None,
     prompt_ids: Sequence[int] | NDArray[np.int64] | None = None,
     *,
     batch_tokens: int,
     length_normalised: bool = False,
+    options: ForwardOptions = ANYWHERE,
 ) -> Scores:
-    """Score every item; examples of similar length share a pass, and none is left out.
+    """Score every item; examples of all tasks and prompts share micro-batches, end to end, and none is left out.
 
-    Words of one token cost one decoder pass for all labels. Words of several tokens are forced through the decoder
-    one label after the other; the encoder runs once.
+    The encoder runs once. Words of one token cost one decoder pass for all labels, with one row an example. Words of several
+    tokens are forced through the decoder, all labels of an example in one pass over the same encoder states; beginnings
+    that words share are computed once. Logits are made where a token of a word follows, and nowhere else.
 
     Args:
-        backbone: the model.
-        verbalizer: words of all labels.
+        backbone: the model; its weights may be ones that train elsewhere.
+        verbalizers: words of all labels, or [N] those of each item; C is the most that one has.
         items: N rendered examples.
         prompts_KPD: soft prompts; None for a model without one.
         prompt_ids: [N] prompt of each item.
-        batch_tokens: encoder tokens of a pass, padding and prompt included.
+        batch_tokens: encoder tokens of a pass, prompt included, and the most that the decoder has at once.
         length_normalised: choose by the mean over a word's tokens instead of their sum.
+        options: how the encoder computes.
     """
-    n, n_labels = len(items), len(verbalizer.ids)
-    log_probs = np.full((n, n_labels), -np.inf)
-    right = np.zeros(n, dtype=bool)
-    prompt_len = 0 if prompts_KPD is None else prompts_KPD.shape[1]
-    device = backbone.embedding_device
+    n = len(items)
+    each = [verbalizers] * n if isinstance(verbalizers, Verbalizer) else verbalizers
+    words = {verbalizer: LabelWords.of(verbalizer, backbone.start_id) for verbalizer in set(each)}
     which = np.zeros(n, dtype=np.int64) if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int64)
-    for group in micro_batches([len(item.input_ids) + prompt_len for item in items], batch_tokens):
-        rows = np.asarray(group, dtype=np.int64)
-        hidden_BLD, mask_BL = _encode(
-            backbone, [items[row] for row in rows], prompts_KPD, which[rows], device
-        )
-        scores_BC, hits_BC = _label_scores(backbone, verbalizer, hidden_BLD, mask_BL)
-        labels_B = np.asarray([items[row].label for row in rows])
-        log_probs[rows] = scores_BC
-        right[rows] = hits_BC[np.arange(len(rows)), labels_B]
+    device = backbone.embedding_device
+    if prompts_KPD is None:
+        prompts_KPD = torch.zeros(1, 0, backbone.d_model, device=device)
+    # Where a kernel multiplies what it masks, as fused ones do, one example's NaN would be its neighbours' too.
+    broken_K = ~torch.isfinite(prompts_KPD).flatten(1).all(1)
+    prompts_KPD = prompts_KPD.masked_fill(broken_K[:, None, None], 0.0)
+    prompt_len = prompts_KPD.shape[1]
+    passes = []
+    for rows in packed_batches([len(item.input_ids) + prompt_len for item in items], batch_tokens):
+        here = [items[row] for row in rows]
+        # The first block reads every prompt that it is given, so those of other micro-batches stay away.
+        used, prompts = np.unique(which[rows], return_inverse=True)
+        batch = _packed(backbone, [each[row] for row in rows], here, prompt_len, prompts).to(device)
+        states = encode_prompted(backbone, prompts_KPD[torch.from_numpy(used).to(device)], batch, options)
+        asked = [words[each[row]] for row in rows]
+        for part in _decoder_passes(asked, batch_tokens, backbone.vocab_size):
+            passes.append((rows[part], _read(backbone, *states, part, [asked[i] for i in part])))
+
+    log_probs = np.full((n, max(map(len, words))), -np.inf)
+    for i, verbalizer in enumerate(each):
+        log_probs[i, : len(verbalizer)] = 0.0
+    right = np.ones(n, dtype=bool)
     labels = np.asarray([item.label for item in items], dtype=np.int64)
-    word_tokens = np.asarray([len(ids) for ids in verbalizer.ids], dtype=np.float64)
-    losses = -log_probs[np.arange(n), labels] / word_tokens[labels]
-    absent = np.arange(n_labels)[None, :] >= np.asarray([item.n_labels for item in items])[:, None]
-    log_probs[absent] = -np.inf
-    ranked = log_probs / word_tokens if length_normalised else log_probs
-    # A diverged prompt scores NaN: it must lose to everything, not crash or win.
-    predictions = np.where(np.isnan(ranked), -np.inf, ranked).argmax(axis=1).astype(np.int64)
-    return Scores(log_probs, losses, right, labels, predictions)
-
-
-def _encode(
-    backbone: Backbone,
-    items: Sequence[Item],
-    prompts_KPD: torch.Tensor | None,
-    prompt_ids: NDArray[np.int64],
-    device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encoder output and mask of a padded batch, prompts included: [B, P + L, D], [B, P + L]."""
-    ids_BL, mask_BL = pad_inputs([item.input_ids for item in items], backbone.pad_id)
-    embeds_BLD, mask_BL = backbone.embed(ids_BL.to(device)), mask_BL.to(device)
-    if prompts_KPD is not None:
-        ids_B = torch.from_numpy(prompt_ids).to(device)
-        embeds_BLD, mask_BL = insert_prompts(prompts_KPD, embeds_BLD, mask_BL, ids_B)
-    return backbone.encode(embeds_BLD, mask_BL), mask_BL
-
-
-def _label_scores(
-    backbone: Backbone, verbalizer: Verbalizer, hidden_BLD: torch.Tensor, mask_BL: torch.Tensor
-) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Summed log probability of every label's word, and whether each of its tokens beats the whole vocabulary.
-
-    Returns:
-        [B, C] and [B, C].
-    """
-    device = hidden_BLD.device
-    start = [backbone.start_id, int(verbalizer.target_ids(0, closing=False)[0])]  # `<pad> <extra_id_0>`
-    words = [list(ids) for ids in verbalizer.ids]
-
-    def log_probs_after(prefix: list[int]) -> torch.Tensor:
-        """[B, tokens, V] log probabilities at and after the label's first position."""
-        decoder_ids_BT = torch.tensor([start + prefix], device=device).expand(len(hidden_BLD), -1)
-        logits_BTV = backbone.decode(hidden_BLD, mask_BL, decoder_ids_BT)[:, 1:]
-        return logits_BTV.float().log_softmax(-1)
-
-    first_BV = log_probs_after([])[:, 0]
-    scores = torch.stack([first_BV[:, word[0]] for word in words], dim=1).double()
-    best_B = first_BV.argmax(-1)
-    hits = torch.stack([best_B == word[0] for word in words], dim=1)
-    for column, word in enumerate(words):
-        if len(word) == 1:
-            continue
-        later_BTV = log_probs_after(word[:-1])[:, 1:]
-        ids_T = torch.tensor(word[1:], device=device)
-        scores[:, column] += (
-            later_BTV.gather(-1, ids_T.expand(len(later_BTV), -1)[..., None])[..., 0].double().sum(1)
+    # Only now is anything brought back from the device, which so far had no need to wait.
+    for rows, found in passes:
+        examples, values, best = (
+            rows[found.examples_G],
+            found.values_G.cpu().numpy(),
+            found.best_G.cpu().numpy(),
         )
-        hits[:, column] &= (later_BTV.argmax(-1) == ids_T).all(dim=1)
-    return scores.cpu().numpy(), hits.cpu().numpy()
+        np.add.at(log_probs, (examples, found.labels_G), values)
+        own = found.labels_G == labels[examples]
+        np.logical_and.at(right, examples[own], best[own])
+    lost = broken_K.cpu().numpy()[which]
+    log_probs[lost], right[lost] = np.where(np.isneginf(log_probs[lost]), -np.inf, np.nan), False
+    return _scores(log_probs, right, labels, each, items, length_normalised)
+
+
+def _scores(
+    log_probs: FloatArray,
+    right: NDArray[np.bool_],
+    labels: Int64,
+    verbalizers: Sequence[Verbalizer],
+    items: Sequence[Item],
+    length_normalised: bool,
+) -> Scores:
+    """Losses of the right labels, labels that rows lack taken out, and what to choose by."""
+    n, most = log_probs.shape
+    tokens = {one: np.array([*map(len, one.ids), *[1] * (most - len(one))]) for one in set(verbalizers)}
+    tokens_NC = np.stack([tokens[one] for one in verbalizers])
+    losses = -(log_probs / tokens_NC)[np.arange(n), labels]
+    absent = np.arange(most) >= np.asarray([item.n_labels for item in items])[:, None]
+    log_probs[absent] = -np.inf
+    return Scores(log_probs, losses, right, labels, log_probs / tokens_NC if length_normalised else log_probs)
+
+
+def _packed(
+    backbone: Backbone,
+    verbalizers: Sequence[Verbalizer],
+    items: Sequence[Item],
+    prompt_len: int,
+    prompt_ids: Int64,
+) -> PackedBatch:
+    """Items end to end, each after its prompt's places."""
+    labels = np.asarray([item.label for item in items], dtype=np.int64)
+    rendered = Rendered(*end_to_end([item.input_ids for item in items]), labels)
+    targets = [
+        one.target_ids(item.label, closing=False) for one, item in zip(verbalizers, items, strict=True)
+    ]
+    return pack_flat(
+        rendered, prompt_len, prompt_ids, *end_to_end(targets), np.ones(len(items)), backbone.pad_id, backbone.start_id
+    )  # fmt: skip
+
+
+def _decoder_passes(words: Sequence[LabelWords], batch_tokens: int, vocabulary: int) -> Iterator[Int64]:
+    """Which examples of a micro-batch go through the decoder together: those with decoder inputs of one shape.
+
+    Args:
+        words: [B] of each example.
+        batch_tokens: most decoder positions of a pass.
+        vocabulary: V.
+    """
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, one in enumerate(words):
+        by_shape.setdefault(one.rows_RT.shape, []).append(place)
+    for (rows, length), members in by_shape.items():
+        contexts = max(len(words[place].places_S) for place in members)
+        most = max(1, min(batch_tokens // (rows * length), MOST_LOGITS // (contexts * vocabulary)))
+        for start in range(0, len(members), most):
+            yield np.asarray(members[start : start + most], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """G tokens of label words of some examples."""
+
+    examples_G: Int64  # which of the pass's examples
+    labels_G: Int64  # whose word
+    values_G: torch.Tensor  # float64 log probability
+    best_G: torch.Tensor  # bool: no other token of the vocabulary is likelier
+
+
+def _read(
+    backbone: Backbone,
+    states_BLD: torch.Tensor,
+    mask_BL: torch.Tensor,
+    part: Int64,
+    words: Sequence[LabelWords],
+) -> _Found:
+    """One decoder pass: log probabilities of all tokens of the label words of some examples.
+
+    Args:
+        backbone: the model.
+        states_BLD, mask_BL: of a micro-batch.
+        part: which of its examples.
+        words: of each of these; their decoder inputs have one shape.
+    """
+    device = states_BLD.device
+
+    def there(array: Int64) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    if len(part) < len(states_BLD):
+        states_BLD, mask_BL = states_BLD[there(part)], mask_BL[there(part)]
+    positions = words[0].rows_RT.size
+    contexts = np.cumsum([0, *(len(one.places_S) for one in words)])
+    places_X = np.concatenate([one.places_S + i * positions for i, one in enumerate(words)])
+    contexts_G = np.concatenate([one.contexts_J + contexts[i] for i, one in enumerate(words)])
+    examples_G = np.repeat(np.arange(len(words)), [len(one.tokens_J) for one in words])
+    ids_RT = there(np.concatenate([one.rows_RT for one in words]))
+    tokens_G = there(np.concatenate([one.tokens_J for one in words]))
+    output_XD = backbone.decoder_output(states_BLD, mask_BL, ids_RT).flatten(0, 1)[there(places_X)]
+    logits_XV = backbone.logits(output_XD)
+    logits_XV = logits_XV.to(torch.promote_types(logits_XV.dtype, torch.float32))
+    at_G = there(contexts_G)
+    values_G = logits_XV[at_G, tokens_G] - logits_XV.logsumexp(-1)[at_G]
+    best_G = logits_XV.argmax(-1)[at_G] == tokens_G
+    return _Found(examples_G, np.concatenate([one.labels_J for one in words]), values_G.double(), best_G)

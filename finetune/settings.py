@@ -11,6 +11,7 @@ from corpora.common.settings import Settings
 from finetune.methods import METHODS
 from finetune.task import FIRST
 from pretrain.prompts import INITIALISERS
+from pretrain.quantise import Weights
 
 ALL = "all"  # of `shots`: every training row that dev leaves
 
@@ -51,6 +52,9 @@ class FewshotSettings(Settings):
     batch_size: int = Field(default=16, ge=1)
     eval_every: int = Field(default=6, ge=1)  # optimiser steps between dev scores
     of_task: dict[str, TaskSettings] = Field(default_factory=dict)  # task name -> what it has otherwise
+    patience: int | None = Field(
+        default=None, ge=1
+    )  # stop a cell after so many dev scores without a better one
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # x the embedding RMS
     learning_rates_of: dict[str, tuple[float, ...]] = Field(
         default_factory=dict
@@ -62,19 +66,29 @@ class FewshotSettings(Settings):
         default=1.0, ge=0
     )  # gradient norm of a prompt (of all weights in full tuning); 0: off
     prompt_len: int = Field(default=100, ge=1)
-    init: str | tuple[str, ...] = (
-        "normal"  # of prompts that are not pre-trained; several: a line of the table each
-    )
+    # Of prompts that are not pre-trained; several: a line of the table each.
+    init: str | tuple[str, ...] = "normal"
     wording: str | tuple[str, ...] = FIRST  # of task files; dev: each seed's choice; several: a line each
     count: Literal["label", "all"] = "label"  # target positions in the loss; "all" as the released code
     length_normalised: bool = False  # divide a label's score by its number of tokens
+    calibration: Literal["contextual"] | None = (
+        None  # divide label probabilities by those of content-free texts (Zhao et al. 2021)
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"  # of a frozen backbone
+    weights: Weights = "full"  # how the frozen backbone's linear layers are held: full, int8, nf4, fp8
     device: str | None = None  # None: a GPU where there is one
     batch_tokens: int | None = Field(
         default=None, ge=64
-    )  # encoder tokens of a micro-batch; None: by the device
-    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank
-    processes: int = Field(default=1, ge=1)  # local processes that share the cells out
+    )  # encoder tokens of a micro-batch; None: by the device and its memory
+    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
+    processes: int | None = Field(
+        default=None, ge=1
+    )  # on this machine, which share the cells out; None: one a GPU, else one
+    save_seconds: float = Field(default=60.0, ge=0)  # between checkpoints of what is under way; 0: every step
+    ft_zero_stage: Literal[0, 1, 2, 3] | None = (
+        None  # all processes together tune each FT cell; None: one of them
+    )
+    ft_dtype: Literal["float32", "bfloat16"] = "float32"  # of FT at ZeRO 1 to 3; its masters stay float32
     keep_prompts: bool = True  # save the prompts of chosen cells
 
     @field_validator("methods", "learning_rates_of")
@@ -124,25 +138,20 @@ class FewshotSettings(Settings):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _masters_have_a_place(self) -> FewshotSettings:
+        if self.ft_dtype == "bfloat16" and not self.ft_zero_stage:
+            raise ValueError(
+                "ft_dtype bfloat16 keeps float32 masters in DeepSpeed's optimiser; expected ft_zero_stage 1, 2 or 3"
+            )
+        return self
+
     @property
     def resolved_device(self) -> str:
         """Where models run."""
         import torch
 
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """Encoder tokens of a micro-batch, padding included.
-
-        On a CPU a small one that stays in the cache is faster. Measured at 3M weights: 1,024 takes 5 % less than 2,048 in
-        float32, 2,048 takes 6 % less than 1,024 in bfloat16.
-        """
-        if self.batch_tokens is not None:
-            return self.batch_tokens
-        if self.resolved_device != "cpu":
-            return 16384
-        return 2048 if self.dtype == "bfloat16" else 1024
 
     def all_shots(self, pool: int) -> tuple[int, ...]:
         """Every number of training examples asked for, smallest first, of a set with `pool` training rows."""

@@ -121,7 +121,7 @@ def find_label_words(
     own_ids = workshop.renderer(cell).verbalizer.ids
     own_W = np.array([ids[0] for ids in own_ids if len(ids) == 1], dtype=np.int64)
     asked_W = np.concatenate([ids_W, own_W])
-    budget = settings.micro_batch_tokens
+    budget = workshop.options("main").batch_tokens
     sentinel = tokenizer.sentinel(0)
     train_NW, dev_NW = (mask_log_probs(backbone, sentinel, items, asked_W, budget) for items in (train, dev))
     dev_labels = np.array([item.label for item in dev])

@@ -8,6 +8,7 @@ its own score too high, as every choice does; test is not looked at.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ import numpy as np
 
 from corpora.common.errors import UserError, at
 from corpora.common.files import hash_json, write_text_atomic
+from finetune.calibrate import ItemSet, score_sets
 from finetune.draws import IntArray
-from finetune.inputs import Item, Renderer
-from finetune.score import score_items
-from finetune.task import FIRST, PatternKind, Task
+from finetune.methods import Row as MethodRow
+from finetune.task import BY_DEV, FIRST, PatternKind, Task
 from pretrain.backbone import Backbone
 
 FILE = "wordings.jsonl"
+LOOK_EVERY = 0.2  # seconds between looks at what another process has chosen
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,30 @@ def distinct(task: Task, kind: PatternKind) -> dict[str, Task]:
     return dict(found.values())
 
 
+def variants(
+    task: Task, row: MethodRow, inits: Sequence[str], wordings: Sequence[str]
+) -> list[tuple[str, str]]:
+    """(start, wording) of every line that a method has in the table.
+
+    Starts differ only where the prompt's is random, and of wordings that are the same under the method's pattern the
+    first stands for all.
+
+    Raises:
+        UserError: the task's file has no such wording.
+    """
+    found: dict[object, str] = {}
+    for name in wordings:
+        by_dev = name == BY_DEV and len(distinct(task, row.pattern)) > 1
+        worded = task if name == BY_DEV else task.worded(name)
+        found.setdefault(BY_DEV if by_dev else (worded.pattern_text(row.pattern), worded.verbalizer), name)
+    starts = inits if row.spec.init == "random" else inits[:1]
+    return [(init, wording) for wording in found.values() for init in starts]
+
+
 def score_wordings(
     backbone: Backbone,
-    renderers: Mapping[str, Renderer],
-    items: Mapping[str, Sequence[Item]],
+    sets: Mapping[str, ItemSet],
+    tasks: Mapping[str, Task],
     kind: PatternKind,
     *,
     batch_tokens: int,
@@ -77,25 +99,22 @@ def score_wordings(
 
     Args:
         backbone: the frozen model.
-        renderers: wording -> its renderer, in the order of the file.
-        items: wording -> the dev examples as it renders them.
+        sets: wording -> the dev examples as it renders them, in the order of the file.
+        tasks: wording -> the task under it.
         kind: which pattern of the wordings this is.
-        batch_tokens: encoder tokens of a pass.
-        length_normalised: see `score_items`.
+        batch_tokens, length_normalised: see `score_items`.
     """
-    found = []
-    for name, renderer in renderers.items():
-        scores = score_items(
-            backbone,
-            renderer.verbalizer,
-            items[name],
-            None,
-            batch_tokens=batch_tokens,
-            length_normalised=length_normalised,
-        )
-        text, words = renderer.task.pattern_text(kind), renderer.task.verbalizer
-        found.append(Candidate(name, text, words, scores.accuracy, scores.loss))
-    return found
+    scores = score_sets(
+        backbone,
+        list(sets.values()),
+        None,
+        batch_tokens=batch_tokens,
+        length_normalised=length_normalised,
+    )
+    return [
+        Candidate(name, tasks[name].pattern_text(kind), tasks[name].verbalizer, one.accuracy, one.loss)
+        for name, one in zip(sets, scores, strict=True)
+    ]
 
 
 def choice_key(
@@ -130,6 +149,10 @@ class WordingChoices:
         """
         self.path = Path(folder) / FILE
         self.rows: dict[str, dict[str, Any]] = {}
+        self._new = False
+        self._read()
+
+    def _read(self) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         for number, line in enumerate(lines, 1):
             try:
@@ -138,7 +161,6 @@ class WordingChoices:
                 _ = row["chosen"]
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(f"{at(self.path, number)}: not a choice of a wording; remove it") from error
-        self._new = False
 
     def known(self, key: dict[str, Any], tasks: Mapping[str, Task], kind: PatternKind) -> str | None:
         """The wording that was chosen before among the same candidates, or None."""
@@ -148,6 +170,13 @@ class WordingChoices:
         ]
         row = self.rows.get(self._name(key, texts))
         return str(row["chosen"]) if row else None
+
+    def wait_for(self, key: dict[str, Any], tasks: Mapping[str, Task], kind: PatternKind) -> str:
+        """What another process chooses and writes down: all processes of a run have the same cells."""
+        while (found := self.known(key, tasks, kind)) is None:
+            time.sleep(LOOK_EVERY)  # the launcher ends this process when the other one dies
+            self._read()
+        return found
 
     def add(self, key: dict[str, Any], candidates: Sequence[Candidate]) -> str:
         """Choose, and note the choice.

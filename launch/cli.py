@@ -129,18 +129,19 @@ def backbone_train(config: Config, overrides: Overrides = None) -> None:
     raise typer.Exit(launch_backbone_training(config, overrides or []))
 
 
-@app.command()
-def fewshot(config: Config, overrides: Overrides = None) -> None:
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fewshot(context: typer.Context, config: Config) -> None:
     """Tune and score tasks x methods x seeds x learning rates.
 
-    CONFIG is a YAML file or the name of a preset: one of the paper's tables (docs/tables.md).
+    CONFIG is a YAML file or the name of a preset: one of the paper's tables (docs/tables.md). After it come settings as
+    KEY=VALUE and options of the DeepSpeed launcher (--num_gpus, --hostfile, ...), which starts the processes where there
+    are several.
 
-    Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2]
+    Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2] processes=2
     """
-    from finetune.fewshot import run_fewshot
-    from launch.table_presets import fewshot_settings
+    from launch.launcher import launch_fewshot
 
-    run_fewshot(fewshot_settings(config, overrides))
+    raise typer.Exit(launch_fewshot(config, context.args))
 
 
 @app.command()
@@ -150,15 +151,19 @@ def report(
     backbone: Annotated[
         Path | None, typer.Option(help="Folder of the backbone, for the words nearest to each prompt.")
     ] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Show the paper's figures beside; they are unverified.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the tables and plots of finished runs.
+    """Make the tables and plots of finished runs, of one machine or many.
 
     Example: ppt report runs/fewshot --out runs/report
     """
     from finetune.report import report as make_report
 
-    made = make_report(list(runs), out if out is not None else runs[0], backbone=backbone)
+    folder = out if out is not None else runs[0]
+    made = make_report(list(runs), folder, backbone=backbone, reference=reference)
     print_result(made.summary, as_json, made.text)
 
 

@@ -11,17 +11,23 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
 from corpora.common.errors import MachineError, Stopped, UserError, nearest
 from corpora.common.progress import say
-from corpora.common.settings import load_settings
+from corpora.common.settings import Settings, load_settings
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished
 from pretrain.watchdog import AGAIN, ask_to_stop, forget_stop, nobody_spoke, read_lines
 
+if TYPE_CHECKING:
+    from finetune.settings import FewshotSettings
+
 LAUNCH = Path(__file__).parent
 PRESETS = LAUNCH / "presets"
+TABLES = PRESETS / "fewshot"  # the paper's tables as settings of `ppt fewshot`
+INSIDE = "launch:"  # begins a path in a preset that lies in this package, wherever that is installed
 
 
 def config_path(config: str | Path, presets: Path = PRESETS) -> Path:
@@ -45,11 +51,14 @@ def zero_config_path(stage: int) -> Path:
     return LAUNCH / "zero" / f"zero{stage}.json"
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(
+    arguments: list[str], kind: type[Settings] = PretrainSettings
+) -> tuple[list[str], list[str]]:
     """Part settings from flags of the launcher.
 
     Args:
         arguments: `key=value` settings and flags such as `--hostfile hosts` or `--num_gpus=2`, in any order.
+        kind: whose settings.
 
     Returns:
         The settings and the flags, each in the order given.
@@ -59,7 +68,7 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     for argument in arguments:
         name, _, value = argument.lstrip("-").replace("-", "_").partition("=")
-        if argument.startswith("--") and name in PretrainSettings.model_fields:
+        if argument.startswith("--") and name in kind.model_fields:
             raise UserError(
                 f"{argument} is a setting and no flag of the launcher; write {name}={value or '...'}"
             )
@@ -132,6 +141,81 @@ def launch_backbone_training(config: str | Path, overrides: list[str]) -> int:
     )
 
 
+def fewshot_settings(config: str | Path, overrides: list[str] | None = None) -> FewshotSettings:
+    """Settings of a few-shot run.
+
+    Args:
+        config: a YAML file, or the name of a preset in `launch/presets/fewshot`.
+        overrides: `key=value` settings, which go before the file's.
+
+    Raises:
+        UserError: neither exists, or a setting is wrong.
+    """
+    from finetune.settings import FewshotSettings
+
+    def inside(path: str) -> str:
+        return str(LAUNCH / path.removeprefix(INSIDE)) if path.startswith(INSIDE) else path
+
+    settings = load_settings(FewshotSettings, config_path(config, TABLES), overrides)
+    changes = {
+        "backbone": inside(settings.backbone),
+        "lm_backbone": settings.lm_backbone and inside(settings.lm_backbone),
+        "tasks": tuple(map(inside, settings.tasks)),
+    }
+    return settings.model_copy(update=changes)
+
+
+def launch_fewshot(config: str | Path, arguments: list[str]) -> int:
+    """What `ppt fewshot` does: in this process, or under the launcher where there are several.
+
+    Args:
+        config: a settings file or the name of a preset.
+        arguments: `key=value` settings and flags of the launcher.
+
+    Returns:
+        The job's exit code: 0, 1, 2, or 75 when it was stopped and can go on.
+
+    Raises:
+        UserError: the settings are wrong; and, in this process, whatever ends the run.
+    """
+    from finetune.settings import FewshotSettings
+
+    overrides, flags = split_arguments(arguments, FewshotSettings)
+    path = config_path(config, TABLES)
+    settings = fewshot_settings(path, overrides)
+    if not flags and (settings.processes or _devices(settings.device)) == 1:
+        from finetune.fewshot import run_fewshot
+        from pretrain.distributed import end_processes
+
+        try:
+            run_fewshot(settings)
+        finally:
+            end_processes()
+        return 0
+    return start_launcher(
+        LAUNCH / "tune_fewshot.py",
+        [str(path), *overrides],
+        processes=settings.processes,
+        cpu=settings.device == "cpu",
+        log="critical",
+        flags=flags,
+    )
+
+
+def _devices(device: str | None) -> int:
+    """How many processes the launcher would start by itself: one a GPU, or one."""
+    if device == "cpu" or not has_gpu():
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU, asked without torch, which takes seconds to import."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
 def start_launcher(
     script: Path,
     arguments: list[str],
@@ -162,7 +246,7 @@ def start_launcher(
         MachineError: the launcher is not installed beside this Python.
     """
     environment = dict(os.environ)
-    no_gpu = cpu or not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists())
+    no_gpu = cpu or not has_gpu()
     if no_gpu:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     chosen = {flag.partition("=")[0] for flag in flags}

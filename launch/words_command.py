@@ -46,9 +46,9 @@ def words(
     from corpora.common.errors import UserError
     from corpora.common.progress import say
     from corpora.common.settings import make_settings
-    from finetune.word_search import find_label_words
     from finetune.settings import FewshotSettings
     from finetune.task import Task
+    from finetune.word_search import find_label_words
     from launch.task_wordings import write_wordings
 
     if pattern not in (None, "hard", "plain"):

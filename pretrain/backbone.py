@@ -149,7 +149,22 @@ class Backbone:
             decoder_ids_BT: [B, T] decoder inputs, the first column `start_id`.
             first: first position of which logits are made.
         """
-        output = decode(self.model, states_BLD, mask_BL, decoder_ids_BT)[:, first:]
+        return self.logits(self.decoder_output(states_BLD, mask_BL, decoder_ids_BT)[:, first:])
+
+    def decoder_output(
+        self, states_BLD: torch.Tensor, mask_BL: torch.Tensor, decoder_ids_RT: torch.Tensor
+    ) -> torch.Tensor:
+        """What `logits` reads, [R, T, D].
+
+        Args:
+            states_BLD: [B, L, D] from `encode`.
+            mask_BL: [B, L] as given to `encode`.
+            decoder_ids_RT: [R, T] decoder inputs, R = B x r: r rows of each example, which lie together.
+        """
+        return decode(self.model, states_BLD, mask_BL, decoder_ids_RT)
+
+    def logits(self, output: torch.Tensor) -> torch.Tensor:
+        """[..., V] of some of the decoder's positions, [..., D]."""
         config = self.model.config
         if config.model_type == "t5" and config.scale_decoder_outputs:
             # T5 1.0 shares its head with the embedding, scaled (Raffel et al.); mT5 never scales.

@@ -9,6 +9,7 @@ what is kept there is at most one file and one tensor.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pretrain.offload import check_dtype, fit_buffers, own_linears
 from pretrain.quantise import check_weights, is_quantised, quantised_linear
 from pretrain.settings import Weights
 from pretrain.tensor_parallel import check_degree, weight_part
-from pretrain.weight_files import open_weights
+from pretrain.weight_files import open_weights, weight_files
 
 SHOW_FROM = 4 * 2**30  # bytes of weights whose loading takes long enough to be shown
 HEAD = "lm_head.weight"
@@ -138,6 +139,19 @@ def _tie(model: Any, own_head: bool) -> None:
             own_head = not torch.equal(table, head)
     if not own_head:
         model.lm_head.weight = table
+
+
+def stored_weights(name_or_path: str) -> dict[str, Callable[[], torch.Tensor]]:
+    """Readers of a model's weights by the names of its parameters, in the dtype and from the pages of its files.
+
+    Args:
+        name_or_path: a folder, or a hub name whose files are in the local cache.
+    """
+    readers = {stored: read for path in weight_files(name_or_path) for stored, read in open_weights(path)}
+    for alias in ALIASES[:2]:
+        if alias in readers:
+            readers.setdefault(TABLE, readers[alias])
+    return readers
 
 
 def gathered(*parameters: torch.Tensor) -> contextlib.AbstractContextManager[Any]:

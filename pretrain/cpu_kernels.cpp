@@ -46,6 +46,16 @@ static inline float exp_of_negative(float x) {
     return p * bits_to_float(uint32_t(int32_t(r) + 127) << 23);
 }
 
+// 1 / (1 + e^-x), without overflow on either side.
+static inline float logistic(float x) {
+    float e = exp_of_negative(-__builtin_fabsf(x)), larger = 1.0f / (1.0f + e);
+    return x < 0.0f ? e * larger : larger;
+}
+
+// Of gelu's tanh formula (Hendrycks and Gimpel 2016): 2 u = 2 sqrt(2 / pi) (x + 0.044715 x^3).
+static const float GELU_SCALE = 1.5957691216057308f, GELU_CUBE = 0.044715f;
+static inline float gelu_slope(float x) { return GELU_SCALE * (x + GELU_CUBE * x * x * x); }
+
 extern "C" {
 
 // scores [examples * heads, length, length] become softmax(scores + bias), in place. Key j of query i of head h has the
@@ -115,6 +125,26 @@ void norm_backward(const bf16* grad, const bf16* x, const bf16* weight, const fl
 #pragma omp simd
         for (int64_t j = 0; j < width; j++)
             to[j] = narrow(widen(g[j]) * widen(weight[j]) * scale + widen(in[j]) * along);
+    }
+}
+
+// out = gelu(gate) * up, gelu by its tanh formula: 1/2 (1 + tanh u) is the logistic function of 2 u.
+void gated_gelu_forward(const bf16* gate, const bf16* up, bf16* out, int64_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        float x = widen(gate[i]);
+        out[i] = narrow(x * logistic(gelu_slope(x)) * widen(up[i]));
+    }
+}
+
+// The gradients of gate and up, given that of out.
+void gated_gelu_backward(const bf16* grad, const bf16* gate, const bf16* up, bf16* to_gate, bf16* to_up, int64_t n) {
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        float g = widen(grad[i]), x = widen(gate[i]), s = logistic(gelu_slope(x));
+        float derivative = s + x * s * (1.0f - s) * GELU_SCALE * (1.0f + 3.0f * GELU_CUBE * x * x);
+        to_gate[i] = narrow(g * widen(up[i]) * derivative);
+        to_up[i] = narrow(g * x * s);
     }
 }
 }

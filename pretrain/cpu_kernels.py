@@ -60,6 +60,20 @@ class Kernels:
         self._library.norm_backward(_at(grad), _at(x), _at(weight_D), _at(scales), _at(out), *_rows(x))
         return out
 
+    def gated_gelu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """gelu(gate) x up, gelu by its tanh formula."""
+        out = torch.empty_like(gate)
+        self._library.gated_gelu_forward(_at(gate), _at(up), _at(out), ctypes.c_int64(gate.numel()))
+        return out
+
+    def gated_gelu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of `gate` and `up` from that of what `gated_gelu` gave."""
+        to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
+        self._library.gated_gelu_backward(
+            *map(_at, (grad, gate, up, to_gate, to_up)), ctypes.c_int64(gate.numel())
+        )
+        return to_gate, to_up
+
 
 def _at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())

@@ -237,6 +237,23 @@ class ParallelUnit:
         return self._processes.tensor_rank
 
 
+def share_machine(device: str) -> None:
+    """Give this process its own GPU, and its part of the cores unless OMP_NUM_THREADS says how many.
+
+    For processes that the launcher started and that do not talk to each other: nobody is waited for.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto` for what the machine has.
+    """
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "OMP_NUM_THREADS" not in os.environ:
+        beside = int(
+            os.environ.get("LOCAL_SIZE", "1")
+        )  # processes on this machine: set by DeepSpeed's launcher
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+
+
 def keep_freed_memory() -> None:
     """Let a CPU process keep what large tensors free for the next ones.
 

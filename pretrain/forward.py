@@ -72,6 +72,11 @@ class PromptedBackbone(torch.nn.Module):
         self._backbone = (backbone,)
         freeze_norms(self.model)
 
+    @property
+    def backbone(self) -> Backbone:
+        """The model without a prompt."""
+        return self._backbone[0]
+
     def forward(
         self, prompts_KPD: torch.Tensor, batch: PackedBatch, decoder_ids: Sequence[torch.Tensor], first: int
     ) -> tuple[torch.Tensor, ...]:
@@ -83,33 +88,39 @@ class PromptedBackbone(torch.nn.Module):
             decoder_ids: [B, T] tensors.
             first: first position of which there are logits.
         """
-        (backbone,) = self._backbone
-        states_BLD, mask_BL = _padded(self._encode(prompts_KPD, batch), batch.lengths_B)
+        backbone = self.backbone
+        states_BLD, mask_BL = encode_prompted(backbone, prompts_KPD, batch, self.options)
         return tuple(backbone.decode(states_BLD, mask_BL, ids_BT, first) for ids_BT in decoder_ids)
 
-    def _encode(self, prompts_KPD: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Encoder states, [N, D]."""
-        (backbone,) = self._backbone
-        texts_MD = backbone.embed(batch.text_ids_M)
-        prompts_XD = prompts_KPD.flatten(0, 1).to(texts_MD.dtype)
-        flex = self.options.attention == "flex"
-        tokens = round_up(batch.tokens, FILL) if flex else batch.tokens
-        insert = Insert(batch, prompts_KPD.shape[1], tokens)
-        attend: Attend
-        if flex:
-            attend = FlexAttention(self.model, batch.lengths_B, tokens)
-        else:
-            attend = grouped_attention(self.model, batch.lengths_B)
-        states_ND = encode_packed(
-            self.model,
-            texts_MD,
-            prompts_XD,
-            insert,
-            attend,
-            self.options.compiled,
-            self.options.checkpointing,
-        )
-        return states_ND[: batch.tokens]
+
+def encode_prompted(
+    backbone: Backbone, prompts_KPD: torch.Tensor, batch: PackedBatch, options: ForwardOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encoder states of a batch whose examples lie end to end, for `Backbone.decode`.
+
+    Args:
+        backbone: frozen, or any where no gradient is asked for.
+        prompts_KPD: [K, P, D]; P may be 0.
+        batch: the examples; its targets are not looked at.
+        options: how it computes.
+
+    Returns:
+        [B, L, D] with the prompts' positions, zero at padding, and [B, L] true at tokens.
+    """
+    model, texts_MD = backbone.model, backbone.embed(batch.text_ids_M)
+    prompts_XD = prompts_KPD.flatten(0, 1).to(texts_MD.dtype)
+    flex = options.attention == "flex"
+    tokens = round_up(batch.tokens, FILL) if flex else batch.tokens
+    insert = Insert(batch, prompts_KPD.shape[1], tokens)
+    attend: Attend
+    if flex:
+        attend = FlexAttention(model, batch.lengths_B, tokens)
+    else:
+        attend = grouped_attention(model, batch.lengths_B)
+    states_ND = encode_packed(
+        model, texts_MD, prompts_XD, insert, attend, options.compiled, options.checkpointing
+    )
+    return _padded(states_ND[: batch.tokens], batch.lengths_B)
 
 
 def _padded(states_ND: torch.Tensor, lengths_B: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,12 +66,16 @@ class _GatedGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.gelu(gate, approximate="tanh").mul_(up)
+        kernels = kernels_for(gate, up)
+        return kernels.gated_gelu(gate, up) if kernels else F.gelu(gate, approximate="tanh").mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         (grad,) = grads
+        kernels = kernels_for(grad, gate, up)
+        if kernels:
+            return kernels.gated_gelu_backward(grad, gate, up)
         through = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
         return through, F.gelu(gate, approximate="tanh").mul_(grad)
 

@@ -182,6 +182,15 @@ class PromptBank:
         """[K] the largest entry of each prompt's mean gradient so far in u's space: 0 where none ever came."""
         return self._mean_KPD.abs().flatten(1).amax(1)
 
+    @torch.no_grad()
+    def place(self, k: int, prompt_PD: torch.Tensor, learning_rate: float) -> None:
+        """Put another prompt into place `k`, as if it had begun alone: no update, no moments."""
+        self.prompts_KPD[k] = prompt_PD.to(self.prompts_KPD)
+        self.learning_rates_K[k] = learning_rate
+        self._mean_KPD[k] = 0.0
+        self._square_KPD[k] = 0.0
+        self._steps_K[k] = 0
+
     def zero_grad(self) -> None:
         """Forget the gradient."""
         self.prompts_KPD.grad = None
@@ -254,7 +263,7 @@ class PromptBank:
 
 
 def check_prompts_train(
-    start_KPD: torch.Tensor, bank: PromptBank, names: Sequence[str] = (), diverged: Collection[int] = ()
+    start_KPD: torch.Tensor, bank: PromptBank, names: Sequence[str] = (), only: Collection[int] | None = None
 ) -> None:
     """Refuse to go on with prompts that do not train; warn when they hardly do.
 
@@ -264,7 +273,7 @@ def check_prompts_train(
         start_KPD: [K, P, D] the prompts before the first update.
         bank: the bank after a few updates.
         names: what to call the K prompts in messages.
-        diverged: numbers of prompts that are known to have diverged; they are left out.
+        only: numbers of the prompts to check; None: all.
 
     Raises:
         UserError: a prompt's gradient has always been zero, or it has not moved or is not finite.
@@ -274,7 +283,7 @@ def check_prompts_train(
     for k, (moved, felt, updates) in enumerate(
         zip(moved_K.tolist(), felt_K.tolist(), bank.updates_K.tolist(), strict=True)
     ):
-        if not updates or k in diverged:
+        if not updates or (only is not None and k not in only):
             continue
         rate = float(bank.learning_rates_K[k])
         name = f"prompt {names[k] if names else k}"

@@ -38,17 +38,19 @@ def encode(model: Any, embeds_BLD: Tensor, mask_BL: Tensor) -> Tensor:
     return states
 
 
-def decode(model: Any, states_BLD: Tensor, mask_BL: Tensor, decoder_ids_BT: Tensor) -> Tensor:
-    """The decoder's output, [B, T, D], after the final norm and before the head.
+def decode(model: Any, states_BLD: Tensor, mask_BL: Tensor, decoder_ids_RT: Tensor) -> Tensor:
+    """The decoder's output, [R, T, D], after the final norm and before the head.
+
+    An example may have several rows of decoder inputs, r of them each: they read its states where they lie, no copy is made.
 
     Args:
         model: a T5 or mT5 for conditional generation.
         states_BLD: [B, L, D] from `encode`.
         mask_BL: [B, L] as given to `encode`.
-        decoder_ids_BT: [B, T] decoder inputs.
+        decoder_ids_RT: [R, T] decoder inputs, R = B x r; an example's rows lie together.
     """
-    stack, length = model.decoder, decoder_ids_BT.shape[1]
-    hidden = stack.embed_tokens(decoder_ids_BT)
+    stack, length = model.decoder, decoder_ids_RT.shape[1]
+    hidden = stack.embed_tokens(decoder_ids_RT)
     above_TT = torch.ones(length, length, dtype=torch.bool, device=hidden.device).triu(1)
     bias = _position_bias(stack, length, hidden.dtype).masked_fill(above_TT, torch.finfo(hidden.dtype).min)
     cross_bias = _key_bias(mask_BL, hidden.dtype)
@@ -77,35 +79,36 @@ def _self_attention(hidden: Tensor, layer: Any, bias: Tensor) -> Tensor:
     return hidden + _attention(layer.SelfAttention, normed, normed, bias)
 
 
-def _cross_attention(layer: Any, hidden_BTD: Tensor, states_BLD: Tensor, bias_B11L: Tensor) -> Tensor:
-    """[B, T, D] of what the decoder reads from the encoder.
+def _cross_attention(layer: Any, hidden_RTD: Tensor, states_BLD: Tensor, bias_B11L: Tensor) -> Tensor:
+    """[R, T, D] of what the decoder reads from the encoder; here queries do not see each other, so all of an example are as one row.
 
     Where few queries meet many frozen keys, W_k moves to the queries' side and W_v behind the mixing,
     q (W_k h) = (W_k^T q) h: keys and values, D x I products a token of the encoder, are never made.
     """
-    attention, normed_BTD = layer.EncDecAttention, layer.layer_norm(hidden_BTD)
-    batch, queries = normed_BTD.shape[:2]
+    attention, batch = layer.EncDecAttention, len(states_BLD)
+    normed_BQD = layer.layer_norm(hidden_RTD).view(batch, -1, hidden_RTD.shape[-1])
+    queries = normed_BQD.shape[1]
     width: int = attention.key_value_proj_dim
     if not (_plain(attention.k) and _plain(attention.v)) or 4 * queries > width:
-        return _attention(attention, normed_BTD, states_BLD, bias_B11L)
+        return _attention(attention, normed_BQD, states_BLD, bias_B11L).view_as(hidden_RTD)
     key_HWD = attention.k.weight.view(-1, width, states_BLD.shape[-1])
     value_HWD = attention.v.weight.view_as(key_HWD)
     heads = len(key_HWD)
 
     def by_head(rows: Tensor) -> Tensor:
-        """[B, T, H, ...] -> [H, B * T, ...]"""
+        """[B, Q, H, ...] -> [H, B * Q, ...]"""
         return rows.permute(2, 0, 1, 3).reshape(heads, batch * queries, -1)
 
     def by_example(rows: Tensor) -> Tensor:
-        """[H, B * T, ...] -> [B, T * H, ...]"""
+        """[H, B * Q, ...] -> [B, Q * H, ...]"""
         return rows.view(heads, batch, queries, -1).permute(1, 2, 0, 3).reshape(batch, queries * heads, -1)
 
-    query = attention.q(normed_BTD).view(batch, queries, heads, width)
+    query = attention.q(normed_BQD).view(batch, queries, heads, width)
     asked_BXD = by_example(torch.bmm(by_head(query), key_HWD))
     mixed_BXD: Tensor = _ReadStates.apply(asked_BXD, states_BLD, bias_B11L[:, 0])
     mixed = torch.bmm(by_head(mixed_BXD.view(batch, queries, heads, -1)), value_HWD.mT)
     output: Tensor = attention.o(by_example(mixed).view(batch, queries, heads * width))
-    return output
+    return output.view_as(hidden_RTD)
 
 
 class _ReadStates(torch.autograd.Function):

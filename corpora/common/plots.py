@@ -81,9 +81,11 @@ def _font_of_page(match: re.Match[str]) -> str:
     return f"font: {match.group(2)}var(--sans)" if match.group(2) else "font-family: var(--sans)"
 
 
-def make_panels(titles: Sequence[str], height: float, legend_rows: int) -> tuple[Figure, list[Axes]]:
-    """A grid of panels under room for a legend, with quiet frames and horizontal rules."""
-    columns = min(PANELS, len(titles))
+def make_panels(
+    titles: Sequence[str], height: float, legend_rows: int, columns: int = PANELS
+) -> tuple[Figure, list[Axes]]:
+    """A grid of panels, `columns` side by side at most, under room for a legend, with quiet frames and horizontal rules."""
+    columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
     width = min(WIDTH, 2.5 * columns + 0.6) if columns > 1 else 4.8
     total = height * rows + 0.26 * legend_rows + 0.1

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 from corpora.common.progress import say
-from corpora.common.settings import make_settings, read_yaml
+from corpora.common.settings import read_yaml
 from launch.pocket.demo import (
     BACKBONE,
     CONFIG,
@@ -20,6 +20,7 @@ from launch.pocket.demo import (
     build_corpora,
     fewshot_values,
     pretrain_prompts,
+    tune_fewshot,
     write_world,
 )
 from launch.pocket.tasks import DEMO_TASKS
@@ -32,9 +33,7 @@ SEEDS = (100, 101)
 
 def choose(out: Path) -> dict[str, dict[float, tuple[float, float]]]:
     """Mean dev score and dev loss of each method and rate; the best score (then loss) of each is what demo.yaml should say."""
-    from finetune.fewshot import run_fewshot
     from finetune.results import Results
-    from finetune.settings import FewshotSettings
 
     config = read_yaml(CONFIG)
     write_world(out / "world", {**config["world"], "seed": SEED}, DEMO_TASKS, side="trial")
@@ -48,7 +47,7 @@ def choose(out: Path) -> dict[str, dict[float, tuple[float, float]]]:
         "ft_learning_rates": FT_RATES,
         "max_test": 50,  # test scores are not looked at
     }
-    run_fewshot(make_settings(FewshotSettings, values, "choose_rates"))
+    tune_fewshot(values)
     rows = Results(out / "fewshot").rows.values()
     means: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
     for method in METHODS:

@@ -149,6 +149,22 @@ def small_run(tmp_path: Path, backbone_dir: Path, prompts_dir: Path, task_files:
     return make
 
 
+@pytest.fixture(scope="session")
+def ft_trials() -> Any:
+    """Makes a trial of full tuning for each learning rate, of the first task and seed of some settings."""
+    from finetune.methods import rows_for
+    from finetune.workshop import Cell, Workshop
+
+    def make(settings: FewshotSettings) -> list[Any]:
+        workshop = Workshop(settings)
+        name = settings.tasks[0]
+        (row,) = rows_for(workshop.task(name), ("ft",))
+        seed, shots = settings.seeds[0], settings.all_shots[0]
+        return [workshop.trial(Cell(name, shots, row, seed, rate)) for rate in settings.rates("ft")]
+
+    return make
+
+
 @pytest.fixture
 def as_its_owner() -> Callable[[], None]:
     """For `preexec_fn`: what folders forbid their owner is forbidden to the command, even where root runs the tests."""
@@ -159,3 +175,27 @@ def as_its_owner() -> Callable[[], None]:
         libc.prctl(drop_from_bounding_set, may_write_anywhere, 0, 0, 0)
 
     return give_up
+
+
+MEASURED = ("seconds", "test_seconds", "peak_bytes")  # of a row; they differ from run to run
+
+
+@pytest.fixture(scope="session")
+def read_rows() -> Callable[[str | Path], list[dict[str, Any]]]:
+    """Reads the rows of a run."""
+
+    def read(out: str | Path) -> list[dict[str, Any]]:
+        path = Path(out) / "results.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def comparable(read_rows: Any) -> Callable[[str | Path], dict[str, dict[str, Any]]]:
+    """Reads the rows of a run by cell, without what was measured."""
+
+    def read(out: str | Path) -> dict[str, dict[str, Any]]:
+        return {row["cell"]: {k: v for k, v in row.items() if k not in MEASURED} for row in read_rows(out)}
+
+    return read

@@ -72,29 +72,28 @@ def test_a_set_too_small_for_what_was_asked_goes_as_far_as_it_can_and_the_report
             allow_fewer=True,
         )
     )
-    assert [(row["n_train"], row["asked_train"], row["asked_dev"]) for row in rows_of(out)] == [
-        (8, 8, 12),
-        (48, 100, 12),
-    ]
+    assert [(row["n_train"], row["n_dev"]) for row in rows_of(out)] == [(8, 12), (48, 12)]
     warnings = report([out], tmp_path / "report").warnings
-    assert "mood has 48 training examples where 100 were asked for: its set has no more" in warnings
-    assert not any("8 training examples where 8" in line for line in warnings)
+    (line,) = (line for line in warnings if "asked for" in line)
+    assert line.startswith("mood has 48 examples to train on, 100 were asked for: its set has no more")
 
 
-def test_shots_all_takes_every_row_that_dev_leaves(small_run: Any, task_files: dict[str, str]) -> None:
+def test_shots_all_takes_every_row_that_dev_leaves(
+    small_run: Any, task_files: dict[str, str], tmp_path: Path
+) -> None:
     changes: dict[str, Any] = {
         "methods": ["vanilla_pt"],
         "learning_rates": [0.3],
         "epochs": 1,
         "shots": "all",
     }
-    (job,) = plan(Workshop(small_run(**changes)))
-    assert {(key["n_train"], key["n_dev"], key["asked_train"]) for key in job.keys} == {(48, 12, 48)}
+    keys = [key for choice in plan(Workshop(small_run(**changes))) for key in choice.keys]
+    assert {(key["n_train"], key["n_dev"]) for key in keys} == {(48, 12)}
+    made = report([run_fewshot(small_run(**changes))], tmp_path / "report")
+    assert "Missing cells" not in made.text and not any("asked for" in line for line in made.warnings)
     workshop = Workshop(small_run(**changes, tasks=[task_files["ten"]]))
-    (job,) = plan(workshop)
-    assert {(key["n_train"], key["n_dev"]) for key in job.keys} == {
-        (60, 20)
-    }  # 80 rows, 2 a label to choose by
+    keys = [key for choice in plan(workshop) for key in choice.keys]
+    assert {(key["n_train"], key["n_dev"]) for key in keys} == {(60, 20)}  # 80 rows, 2 a label to choose by
     drawn = workshop.draw(task_files["ten"], 80, 0)
     assert sorted([*drawn.train, *drawn.dev]) == list(range(80))
 
@@ -156,3 +155,15 @@ def test_each_start_of_random_prompts_is_a_line_of_its_own(small_run: Any, tmp_p
         "FT",
         "PPT",
     } == labels
+
+
+def test_cells_of_a_start_or_wording_that_a_run_lacks_are_missing_and_no_other(
+    small_run: Any, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"methods": ["vanilla_pt", "ppt"], "epochs": 1, "learning_rates": [0.3]}
+    out = run_fewshot(small_run(**changes, init=["normal", "label_words"]))
+    assert "Missing cells" not in report([out], tmp_path / "whole").text
+    lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(line for line in lines if '"init": "label_words"' not in line))
+    text = report([out], tmp_path / "part").text
+    assert "vanilla_pt (label_words)" in text and "2 cells" in text

@@ -192,6 +192,7 @@ def test_a_missing_cell_is_shown_and_spoils_only_its_average(tmp_path: Path) -> 
     assert table["PPT"]["cb"] == "missing"
     assert table["PPT"]["average"] == "1 missing"
     assert table["Vanilla PT"]["sst2"].endswith("(4 of 5 seeds)")
+    assert table["Vanilla PT"]["average"].endswith("(seeds missing)")
     assert any("PPT has no result on cb" in warning for warning in result.warnings)
     assert any("Vanilla PT lacks seeds on sst2" in warning for warning in result.warnings)
 
@@ -212,7 +213,9 @@ def test_page_is_one_file_without_addresses_or_scripts(made: tuple[Any, Path, li
     _, out, _ = made
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "http" not in page and "<script" not in page and "<link" not in page
-    assert page.count("<svg") == 6  # bars, sample efficiency, three training curves, pre-training
+    assert (
+        page.count("<svg") == 7
+    )  # bars, comparisons, sample efficiency, three training curves, pre-training
     assert not re.search(r"<img|@import|url\((?!#)|src=", page)
     identifiers = re.findall(r'id="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
@@ -270,10 +273,10 @@ def test_two_verbalizers_of_one_method_are_refused_but_methods_may_differ(tmp_pa
         report([tmp_path / "one", write_run(tmp_path / "two", other)], tmp_path / "out")
 
 
-def test_two_runs_of_one_place_are_refused_naming_the_difference(tmp_path: Path) -> None:
+def test_two_rows_of_one_place_are_refused_naming_both_runs(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", made_rows(methods=("ppt",)))
-    rows = [made_row(row["task"], "ppt", row["seed"], init="ffff") for row in made_rows(methods=("ppt",))]
-    with pytest.raises(UserError, match=r"both hold PPT on sst2.*differ in init"):
+    rows = [{**row, "cell": f"other {row['cell']}"} for row in made_rows(methods=("ppt",))]
+    with pytest.raises(UserError, match=r"one and .*two both hold PPT on sst2.*differ in their results"):
         report([one, write_run(tmp_path / "two", rows)], tmp_path / "out")
 
 

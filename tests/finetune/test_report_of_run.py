@@ -38,7 +38,13 @@ def test_a_run_of_every_method_is_reported_whole(
     assert table["Unified PPT"][2].endswith("†") and not table["Unified PPT"][0].endswith("†")
     assert "## Words nearest to each prompt" in result.text and "pre-trained, sentence_pair" in result.text
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert names == {"bars.png", "curves_dev.png", "curves_dev_loss.png", "curves_train_loss.png"}
+    assert names == {
+        "bars.png",
+        "differences.png",
+        "curves_dev.png",
+        "curves_dev_loss.png",
+        "curves_train_loss.png",
+    }
     assert "transformers" in (tmp_path / "out" / "report.json").read_text(encoding="utf-8")
 
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from corpora.common.errors import UserError
-from finetune.full_tuning import FullTuner
 from finetune.methods import rows_for
-from finetune.tune import Outcome, Trial, TuneOptions, tune_prompts
+from finetune.tune import Outcome, TuneOptions, tune_prompts
 from finetune.workshop import Cell, Workshop
 
 OPTIONS = TuneOptions(
@@ -35,10 +34,10 @@ def test_prompts_tuned_together_end_as_each_does_alone(small_run: Any, task_file
     workshop = Workshop(small_run(tasks=[task_files["pair"]]))
     trials = [workshop.trial(cell) for cell in cells(workshop)]
     backbone = workshop.backbone("main")
-    together = tune_prompts(backbone, trials, OPTIONS)
+    together = tune_prompts(workshop.net("main"), trials, OPTIONS)
     assert len({tuple(trial.train[0].input_ids) for trial in trials}) > 1
     for trial, outcome in zip(trials, together, strict=True):
-        (alone,) = tune_prompts(backbone, [trial], OPTIONS)
+        (alone,) = tune_prompts(workshop.net("main"), [trial], OPTIONS)
         assert (outcome.step, outcome.dev) == (alone.step, alone.dev)
         for one, other in zip(outcome.curve, alone.curve, strict=True):
             assert one["step"] == other["step"]
@@ -49,19 +48,10 @@ def test_prompts_tuned_together_end_as_each_does_alone(small_run: Any, task_file
 def test_a_micro_batch_budget_changes_rounding_only(small_run: Any) -> None:
     workshop = Workshop(small_run())
     trials = [workshop.trial(cell) for cell in cells(workshop)[:3]]
-    backbone = workshop.backbone("main")
-    one = tune_prompts(backbone, trials, OPTIONS)
-    other = tune_prompts(backbone, trials, replace(OPTIONS, batch_tokens=4096))
+    one = tune_prompts(workshop.net("main"), trials, OPTIONS)
+    other = tune_prompts(workshop.net("main"), trials, replace(OPTIONS, batch_tokens=4096))
     for a, b in zip(one, other, strict=True):
         assert a.curve[-1]["dev_loss"] == pytest.approx(b.curve[-1]["dev_loss"], abs=1e-3)
-
-
-def test_micro_batches_are_larger_in_bfloat16_unless_told(small_run: Any) -> None:
-    def tokens(**changes: Any) -> int:
-        return int(small_run(device="cpu", **changes).micro_batch_tokens)
-
-    assert tokens(batch_tokens=None, dtype="bfloat16") == 2 * tokens(batch_tokens=None, dtype="float32")
-    assert tokens(batch_tokens=300, dtype="bfloat16") == tokens(batch_tokens=300) == 300
 
 
 def test_a_prompt_learns_its_training_examples_and_the_backbone_does_not_move(small_run: Any) -> None:
@@ -69,7 +59,7 @@ def test_a_prompt_learns_its_training_examples_and_the_backbone_does_not_move(sm
     backbone = workshop.backbone("main")
     before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
     trial = workshop.trial(cells(workshop, ("vanilla_pt",))[0])
-    (outcome,) = tune_prompts(backbone, [trial], OPTIONS)
+    (outcome,) = tune_prompts(workshop.net("main"), [trial], OPTIONS)
     losses = [point["train_loss"] for point in outcome.curve[1:]]
     assert np.mean(losses[-3:]) < 0.85 * losses[0]  # a random backbone: only a bias can be learnt
     assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())
@@ -130,7 +120,7 @@ def test_the_first_step_moves_every_number_of_the_given_prompt_by_the_learning_r
         evaluated(self, step, scores, snapshot)
 
     monkeypatch.setattr(Outcome, "evaluated", watch)
-    tune_prompts(workshop.backbone("main"), [trial], replace(OPTIONS, weight_decay=0.0))
+    tune_prompts(workshop.net("main"), [trial], replace(OPTIONS, weight_decay=0.0))
     assert sorted(seen) == [0, 1] and torch.equal(seen[0], workshop.prompt("single_text")[0])
     moved_PD = (seen[1] - seen[0]).abs() / (rate * workshop.backbone("main").embedding_rms)
     # Adam's first step is the rate in every number whose gradient is well above eps.
@@ -147,7 +137,7 @@ def test_prompts_without_a_gradient_are_refused_by_the_cells_name(small_run: Any
     with pytest.raises(
         UserError, match="prompt mood ppt seed 3 does not train: its gradient has been zero for 3"
     ):
-        tune_prompts(backbone, [trial], OPTIONS)
+        tune_prompts(workshop.net("main"), [trial], OPTIONS)
 
 
 def test_the_step_with_the_best_dev_score_wins_then_the_lower_loss_then_the_earlier() -> None:
@@ -166,29 +156,9 @@ def test_a_diverged_trial_keeps_its_best_step_and_leaves_the_others_alone(small_
     good, bad = (workshop.trial(cell) for cell in cells(workshop, ("vanilla_pt",)))
     bad = replace(bad, learning_rate=1e38)
     options = replace(OPTIONS, clip=0.0)
-    alone, pair = tune_prompts(workshop.backbone("main"), [good], options), tune_prompts(
-        workshop.backbone("main"), [good, bad], options
+    alone, pair = tune_prompts(workshop.net("main"), [good], options), tune_prompts(
+        workshop.net("main"), [good, bad], options
     )  # fmt: skip
     assert pair[1].diverged is not None and pair[1].best is not None and torch.isfinite(pair[1].best).all()
     assert pair[0].diverged is None
     assert pair[0].dev_loss == pytest.approx(alone[0].dev_loss, abs=1e-3)
-
-
-def test_full_tuning_learns_and_starts_each_trial_from_the_backbones_weights(small_run: Any) -> None:
-    workshop = Workshop(small_run(epochs=15, ft_learning_rates=[3e-3], seeds=[0]))
-    (cell,) = cells(workshop, ("ft",))
-    trial: Trial = workshop.trial(cell)
-    assert trial.start_PD is None
-    backbone = workshop.backbone("main")
-    before = {name: p.detach().clone() for name, p in backbone.model.named_parameters()}
-    tuner = FullTuner(backbone)
-    first = tuner.tune(trial, OPTIONS)
-    again = tuner.tune(trial, OPTIONS)
-    losses = [point["train_loss"] for point in first.curve[1:]]
-    assert losses[-1] < 0.7 * losses[0]
-    assert first.curve == again.curve
-    assert all(torch.equal(before[name], p) for name, p in backbone.model.named_parameters())
-    assert isinstance(first.best, dict)
-    tuner.load(first.best)
-    moved = dict(tuner.tuned.model.named_parameters())
-    assert any(not torch.equal(before[name], p) for name, p in moved.items())

@@ -13,9 +13,9 @@ import torch
 
 from corpora.common.errors import UserError
 from corpora.tokenizer import Tokenizer
-from finetune.word_search import best_assignments, find_label_words, rank_words, score, whole_words
 from finetune.settings import FewshotSettings
 from finetune.task import Task
+from finetune.word_search import best_assignments, find_label_words, rank_words, score, whole_words
 from finetune.workshop import Workshop
 from launch.pocket.tasks import TASK_FILES, write_tasks
 from launch.pocket.world import HERE

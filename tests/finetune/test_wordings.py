@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,26 @@ def test_a_choice_that_was_made_is_kept_when_the_run_goes_on(small_run: Any, wor
     (out / "wordings.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"wordings.jsonl line 1: not a choice of a wording"):
         WordingChoices(out)
+
+
+def test_a_process_that_follows_waits_for_the_choices_of_the_first(small_run: Any, worded: str) -> None:
+    settings = small_run(tasks=[worded], methods=["hybrid_pt"], wording="dev")
+    first = Workshop(settings)
+    cells = [key["cell"] for choice in plan(first) for key in choice.keys]
+    followed: list[str] = []
+
+    def follow() -> None:
+        followed.extend(
+            key["cell"] for choice in plan(Workshop(settings, follows=True)) for key in choice.keys
+        )
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    thread.join(1.0)
+    assert thread.is_alive() and not followed
+    first.wordings.save()
+    thread.join(60)
+    assert followed == cells
 
 
 def test_named_wordings_are_lines_of_their_own_and_equal_ones_run_once(

@@ -18,8 +18,8 @@ from finetune.report import report
 from finetune.settings import FewshotSettings
 from finetune.task import Task, shipped_tasks
 from finetune.workshop import Workshop
+from launch.launcher import TABLES, fewshot_settings
 from launch.pocket.tasks import ALL_TASKS, write_tasks
-from launch.table_presets import TABLES, fewshot_settings
 
 PROMPT_LEN = 4
 N_TRAIN = 300
@@ -189,7 +189,7 @@ def test_the_table_of_the_pocket_world_plans_every_cell(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "lines"),
     [
-        ("pilot_verbalizers", {f"Hybrid PT (wording {w})" for w in ("first", "great terrible", "dog cat", "bad good")}),
+        ("pilot_verbalizers", {f"Hybrid PT (wording {w})" for w in ("first", "great terrible", "senseless", "swapped")}),
         ("many_labels", {"FT", "Vanilla PT", "PPT", "Unified PPT"}),
     ],
 )  # fmt: skip

@@ -72,6 +72,30 @@ def test_norms_and_their_gradients_are_those_of_float64(rows: int, width: int, s
     assert ((ours.grad.double() - exact_x.grad).abs() <= ROUNDING * (exact_x.grad.abs() + 1e-4 * terms.amax(-1, keepdim=True))).all()  # fmt: skip
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3000), st.sampled_from([0.03, 1.0, 5.0, 300.0]))
+def test_gated_gelu_and_its_gradients_are_those_of_float64(kernels: Kernels, n: int, scale: float) -> None:
+    gate, up, grad = drawn(n, scale=scale), drawn(n, seed=1), drawn(n, seed=2)
+    exact_gate, exact_up = gate.double().requires_grad_(), up.double().requires_grad_()
+    exact = torch.nn.functional.gelu(exact_gate, approximate="tanh") * exact_up
+    exact.backward(grad.double())
+    assert exact_gate.grad is not None and exact_up.grad is not None
+    found = kernels.gated_gelu(gate, up)
+    to_gate, to_up = kernels.gated_gelu_backward(grad, gate, up)
+    # Beyond -5 gelu is smaller than 1e-6 and its tail is rounded like 1.
+    floor = 1e-6 * max(1.0, scale)
+    for ours, theirs in ((found, exact), (to_up, exact_up.grad), (to_gate, exact_gate.grad)):
+        assert ((ours.double() - theirs).abs() <= 1.02 * ROUNDING * theirs.abs() + floor).all()
+
+
+def test_a_spoilt_gate_spoils_nothing_else(kernels: Kernels) -> None:
+    gate, up = drawn(40), drawn(40, seed=1)
+    gate[7] = torch.nan
+    found = kernels.gated_gelu(gate, up)
+    assert found[7].isnan() and int(found.isnan().sum()) == 1
+    assert int(kernels.gated_gelu_backward(up, gate, up)[0].isnan().sum()) == 1
+
+
 def test_a_spoilt_number_stays_one_and_spoils_no_other_row(kernels: Kernels) -> None:
     scores, bias_HR = drawn(2, 5, 5), drawn(2, 9, seed=1)
     scores[1, 2, 3] = torch.nan

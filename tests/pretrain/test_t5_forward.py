@@ -13,13 +13,13 @@ from pretrain.t5_forward import decode, encode
 PROJECTIONS = ("relu", "gated-gelu", "gated-silu")
 
 
-def tiny(projection: str, family: str = "t5", dtype: torch.dtype = torch.float32) -> Any:
+def tiny(projection: str, family: str = "t5", dtype: torch.dtype = torch.float32, width: int = 4) -> Any:
     """A random model whose position biases and norms are no constants."""
     config_class, model_class = (
         (T5Config, T5ForConditionalGeneration) if family == "t5" else (MT5Config, MT5ForConditionalGeneration)
     )
     config = config_class(
-        vocab_size=90, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=3,
+        vocab_size=90, d_model=16, d_kv=width, d_ff=24, num_layers=2, num_decoder_layers=3, num_heads=3,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0,
         feed_forward_proj=projection,
     )  # fmt: skip
@@ -103,6 +103,20 @@ def test_no_position_sees_a_later_one_and_no_padding_is_read() -> None:
         second = decode(model, encode(model, changed_BLD, mask_BL), mask_BL, changed_ids)
     torch.testing.assert_close(first[:, :3], second[:, :3])
     assert not torch.allclose(first[:, 3:], second[:, 3:])
+
+
+@pytest.mark.parametrize("rows", [2, 7])  # the first reads the states, the second makes keys and values
+def test_several_rows_of_an_example_give_what_each_gives_beside_states_of_its_own(rows: int) -> None:
+    model = tiny("gated-gelu", dtype=torch.float64, width=64).requires_grad_(False)
+    embeds_BLD, mask_BL, _ = inputs(torch.float64)
+    ids_RT = torch.randint(0, 90, (3 * rows, 5), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        states_BLD = encode(model, embeds_BLD, mask_BL)
+        together = decode(model, states_BLD, mask_BL, ids_RT)
+        apart = decode(
+            model, states_BLD.repeat_interleave(rows, 0), mask_BL.repeat_interleave(rows, 0), ids_RT
+        )
+    torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)
 
 
 def test_layers_put_in_the_place_of_others_are_called() -> None:

@@ -1,0 +1,73 @@
+"""What the DeepSpeed launcher starts, once a process: `deepspeed launch/tune_fewshot.py CONFIG [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from types import FrameType
+
+# A signal may come before there is anybody to say why the process ends.
+_stop_asked: list[int] = []
+
+
+def _ask_to_stop(number: int, frame: FrameType | None) -> None:
+    _stop_asked.append(number)
+
+
+def main() -> int:
+    """Run this process's share of the job.
+
+    Returns:
+        0 when the run is finished, 75 when it was stopped and can go on, else the exit code of what ended it; the
+        reason is printed once.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ask_to_stop)
+    parser = argparse.ArgumentParser(description="Tune few-shot cells; started by the deepspeed launcher.")
+    parser.add_argument("config", help="a YAML file of settings, or the name of a preset")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
+    arguments = parser.parse_args()
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from corpora.common.errors import Stopped
+    from launch.exits import ENDINGS, end
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        first = not _stop_asked
+        _ask_to_stop(number, frame)
+        if first:  # one is on its way up already
+            raise Stopped("stopped; the same command goes on from what is finished")
+
+    try:
+        if _stop_asked:
+            raise Stopped("stopped before it began; the same command starts it")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        from launch.launcher import fewshot_settings
+
+        settings = fewshot_settings(arguments.config, arguments.overrides)
+
+        from finetune.fewshot import run_fewshot
+        from finetune.shares import Share
+        from pretrain.distributed import end_processes, lost_process, share_machine
+
+        share_machine(settings.device or "auto")
+        rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        with lost_process():
+            run_fewshot(settings, Share(rank, world))
+        end_processes()
+    except ENDINGS as error:
+        return end(error, ended=lambda: bool(_stop_asked))
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a process that leaves while others still talk to it may abort, and its exit code be lost

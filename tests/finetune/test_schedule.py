@@ -1,0 +1,239 @@
+"""Cells that come and go in one bank, and schedules that are killed and go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune.fewshot import run_fewshot
+from finetune.methods import rows_for
+from finetune.shares import FOLDER
+from finetune.tune import Bank, Outcome, Trial, TuneOptions, tune_prompts
+from finetune.workshop import Cell, Workshop
+
+OPTIONS = TuneOptions(
+    eval_every=2, batch_tokens=256, weight_decay=1e-3, clip=1.0, ft_weight_decay=0.01, count="label", length_normalised=False
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> tuple[Any, list[Trial]]:
+    """A backbone in float64 and trials of two tasks, two methods and several seeds and rates on it."""
+    from finetune.settings import FewshotSettings
+
+    files, backbone = request.getfixturevalue("task_files"), str(request.getfixturevalue("backbone_dir"))
+    workshop = Workshop(
+        FewshotSettings(
+            out=str(tmp_path_factory.mktemp("run")), backbone=backbone, prompts=str(request.getfixturevalue("prompts_dir")),
+            tasks=(files["mood"], files["pair"]), seeds=(0, 1), shots=10, dev_shots=7, epochs=3, batch_size=4,
+            prompt_len=4, device="cpu",
+        )
+    )  # fmt: skip
+    trials = [
+        workshop.trial(Cell(name, 10, row, seed, rate))
+        for name in workshop.settings.tasks
+        for row in rows_for(workshop.task(name), ("vanilla_pt", "ppt"))
+        for seed in (0, 1)
+        for rate in (0.1, 1.0)
+    ]
+    net = workshop.net("main")
+    net.model.double()  # so that rounding is far below what a wrong neighbour would do
+    return net, trials
+
+
+_alone: dict[tuple[int, float, int, int | None], Outcome] = {}
+
+
+def tuned_alone(net: Any, trial: Trial, patience: int | None) -> Outcome:
+    key = (id(trial.train), trial.learning_rate, len(trial.order), patience)
+    if key not in _alone:
+        (_alone[key],) = tune_prompts(net, [trial], replace(OPTIONS, patience=patience, batch_tokens=2000))
+    return _alone[key]
+
+
+@given(
+    picks=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 9)), min_size=1, max_size=7),
+    places=st.integers(1, 5),
+    patience=st.sampled_from([None, 1, 2]),
+    batch_tokens=st.sampled_from([64, 200, 2000]),
+)
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_trials_in_any_number_of_places_end_as_each_does_alone(
+    pool: tuple[Any, list[Trial]],
+    picks: list[tuple[int, int]],
+    places: int,
+    patience: int | None,
+    batch_tokens: int,
+) -> None:
+    net, trials = pool
+    chosen = [replace(trials[i], order=trials[i].order[:steps]) for i, steps in picks]
+    options = replace(OPTIONS, patience=patience, batch_tokens=batch_tokens)
+    together = tune_prompts(net, chosen, options, places)
+    for trial, outcome in zip(chosen, together, strict=True):
+        alone = tuned_alone(net, trial, patience)
+        assert (outcome.step, outcome.dev, outcome.waited) == (alone.step, alone.dev, alone.waited)
+        assert [point["step"] for point in outcome.curve] == [point["step"] for point in alone.curve]
+        assert [point["dev"] for point in outcome.curve] == [point["dev"] for point in alone.curve]
+        assert isinstance(outcome.best, torch.Tensor) and isinstance(alone.best, torch.Tensor)
+        torch.testing.assert_close(
+            outcome.best, alone.best, atol=1e-5 * net.backbone.embedding_rms, rtol=1e-5
+        )
+
+
+def test_a_finished_trial_gives_its_place_to_one_that_waits(pool: tuple[Any, list[Trial]]) -> None:
+    net, trials = pool
+    bank = Bank(net, OPTIONS, 2, 4)
+    for trial, steps in zip(trials, (1, 4), strict=False):
+        bank.put(replace(trial, order=trial.order[:steps]))
+    assert not bank.free and bank.round() == {}  # a step of both
+    assert list(bank.round()) == [0] and bank.free  # the short one is scored and leaves
+    assert bank.put(trials[2]) == 0
+    place = bank.places[1]
+    bank.round()
+    assert place is not None and place.step == 2  # the long one went on meanwhile
+
+
+def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(pool: tuple[Any, list[Trial]]) -> None:
+    net, trials = pool
+    flat = replace(trials[0], learning_rate=1e-30)  # a prompt that does not move scores no better
+    done: list[int] = []
+    (outcome,) = tune_prompts(net, [flat], replace(OPTIONS, patience=1, eval_every=1), advance=done.append)
+    assert len(outcome.curve) == 2 and outcome.waited == 1
+    assert sum(done) == len(flat.order)
+
+
+class Killed(Exception):
+    """Stands in for SIGKILL: nothing catches it."""
+
+
+def killed_at(n: int, monkeypatch: pytest.MonkeyPatch, run: Any) -> bool:
+    """Whether a run was ended before its `n`-th round."""
+    real, calls = Bank.round, 0
+
+    def mortal(self: Bank, *rest: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > n:
+            raise Killed
+        return real(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bank, "round", mortal)
+        try:
+            run()
+        except Killed:
+            return True
+    return False
+
+
+CHANGES: dict[str, Any] = {
+    "methods": ["vanilla_pt", "ppt", "lm_adaption"], "prompts_together": 3, "epochs": 2, "save_seconds": 0.0
+}  # fmt: skip
+
+
+def test_a_run_killed_over_and_over_makes_up_the_same_batches_and_ends_with_the_same_bytes(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comparable: Any
+) -> None:
+    whole = run_fewshot(small_run(out=str(tmp_path / "whole"), **CHANGES))
+    run = small_run(out=str(tmp_path / "killed"), **CHANGES)
+    kills = 0
+    rng = np.random.default_rng(0)
+    while killed_at(int(rng.integers(1, 8)), monkeypatch, lambda: run_fewshot(run)):
+        kills += 1
+    assert kills > 3
+    assert comparable(run.out) == comparable(whole)
+    for folder in ("curves", "predictions", "prompts"):
+        names = sorted(path.relative_to(whole) for path in (whole / folder).rglob("*") if path.is_file())
+        assert names == sorted(
+            p.relative_to(run.out) for p in (Path(run.out) / folder).rglob("*") if p.is_file()
+        )
+        assert all((whole / name).read_bytes() == (Path(run.out) / name).read_bytes() for name in names)
+    assert not (Path(run.out) / FOLDER).exists()
+
+
+def test_rows_that_a_kill_left_in_the_checkpoint_alone_are_added_and_not_run_again(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any
+) -> None:
+    from finetune.results import Results
+
+    run = small_run(out=str(tmp_path / "run"), **{**CHANGES, "methods": ["vanilla_pt"]})
+    real = Results.add
+
+    def refuse(self: Results, rows: Any) -> None:
+        if rows:
+            raise Killed
+        real(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", refuse)
+        with pytest.raises(Killed):
+            run_fewshot(run)
+    assert not read_rows(run.out)
+    steps: list[int] = []
+    real_step = Bank._train_step
+    monkeypatch.setattr(Bank, "_train_step", lambda self: steps.append(real_step(self)) or steps[-1])
+    run_fewshot(run)
+    rows = read_rows(run.out)
+    assert len(rows) == 4 and sum(steps) < sum(
+        row["steps"] for row in rows
+    )  # the first choice was not tuned again
+
+
+@pytest.mark.parametrize("spoil", [b"", b"not a checkpoint"])
+def test_a_spoilt_checkpoint_is_told_and_what_was_under_way_begins_again(
+    small_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    spoil: bytes,
+    comparable: Any,
+) -> None:
+    changes = {**CHANGES, "methods": ["vanilla_pt"]}
+    whole = run_fewshot(small_run(out=str(tmp_path / "whole"), **changes))
+    run = small_run(out=str(tmp_path / "spoilt"), **changes)
+    assert killed_at(3, monkeypatch, lambda: run_fewshot(run))
+    (Path(run.out) / FOLDER / "0" / "main.safetensors").write_bytes(spoil)
+    run_fewshot(run)
+    assert "main.safetensors is spoilt" in capfd.readouterr().err
+    assert comparable(run.out) == comparable(whole)
+
+
+def test_another_number_of_places_begins_again_what_was_under_way_and_says_so(
+    small_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    read_rows: Any,
+) -> None:
+    changes = {**CHANGES, "methods": ["vanilla_pt"]}
+    run = small_run(out=str(tmp_path / "run"), **changes)
+    assert killed_at(3, monkeypatch, lambda: run_fewshot(run))
+    run_fewshot(small_run(out=run.out, **{**changes, "prompts_together": 4}))
+    assert "another prompts_together than before" in capfd.readouterr().err
+    assert len(read_rows(run.out)) == 4
+
+
+def test_a_checkpoint_holds_nothing_of_the_backbone(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import safe_open
+
+    run = small_run(out=str(tmp_path / "run"), **CHANGES)
+    assert killed_at(4, monkeypatch, lambda: run_fewshot(run))
+    with safe_open(Path(run.out) / FOLDER / "0" / "main.safetensors", framework="pt") as file:
+        names = set(file.keys())
+        state = json.loads(file.metadata()["state"])
+    assert {name for name in names if name.startswith("bank.")} == {
+        "bank.prompts", "bank.mean", "bank.square", "bank.steps"
+    }  # fmt: skip
+    assert {name.removeprefix("best.") for name in names if name.startswith("best.")} <= set(
+        state["outcomes"]
+    )
