@@ -97,7 +97,7 @@ def test_a_good_task_has_no_problems_and_shows_two_rows_as_the_backbone_reads_th
 
 def test_protocol_and_settings_ask_the_same() -> None:
     settings = FewshotSettings(out="o", backbone="b", tasks=("t",))
-    assert settings.asked == PROTOCOL
+    assert settings.asked("mood", 1000) == PROTOCOL
 
 
 def test_all_faults_of_a_task_file_are_said_together(tmp_path: Path) -> None:
