@@ -72,7 +72,9 @@ def write(folder: Path, values: dict[str, Any], train: Any, test: Any) -> Path:
 def checked(folder: Path, tokenizer_dir: Path | None = None, **parts: Any) -> Checked:
     values = {**parts.get("values", MOOD), **parts.get("changes", {})}
     file = write(folder, values, parts.get("train", moods(30)), parts.get("test", moods(8, 100)))
-    return check_task(file, None, tokenizer_dir, parts.get("asked", SMALL), parts.get("methods"))
+    return check_task(
+        file, None, tokenizer_dir, lambda task, pool: parts.get("asked", SMALL), parts.get("methods")
+    )
 
 
 def the_one(found: Checked, kind: str, level: str) -> str:
