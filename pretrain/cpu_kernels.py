@@ -66,14 +66,16 @@ class Kernels:
     def gated_gelu(self, gate: Tensor, up: Tensor) -> Tensor:
         """gelu(gate) x up, gelu by its tanh formula."""
         out = torch.empty_like(gate)
-        self._library.gated_gelu_forward(_at(gate), _at(up), _at(out), ctypes.c_int64(gate.numel()))
+        self.library.gated_gelu_forward(
+            address(gate), address(up), address(out), ctypes.c_int64(gate.numel())
+        )
         return out
 
     def gated_gelu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of `gate` and `up` from that of what `gated_gelu` gave."""
         to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
-        self._library.gated_gelu_backward(
-            *map(_at, (grad, gate, up, to_gate, to_up)), ctypes.c_int64(gate.numel())
+        self.library.gated_gelu_backward(
+            *map(address, (grad, gate, up, to_gate, to_up)), ctypes.c_int64(gate.numel())
         )
         return to_gate, to_up
 
