@@ -19,6 +19,7 @@ from finetune.results import KnownRows, ResultRow, Results
 from finetune.schedule import Schedule
 from finetune.settings import FewshotSettings
 from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
+from finetune.task_check import check_run
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
@@ -43,6 +44,7 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     """
     out = Path(settings.out)
     workshop = Workshop(settings, follows=not share.first)
+    check_run(workshop)
     choices = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out if share.first else share.folder(out)):
         first = _begin(out, workshop, choices) if share.first else None

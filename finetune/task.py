@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from corpora.common.errors import UserError, nearest
-from corpora.common.settings import Settings, make_settings, read_yaml
+from corpora.common.settings import Faults, Settings, make_settings, read_yaml
 from corpora.formats import ENCODER_TOKENS, MAX_OPTIONS, Pattern
 
 TASKS = Path(__file__).parent / "tasks"
@@ -27,9 +27,9 @@ class Source(Settings):
     """Where a set's columns are, in files of one kind.
 
     `fields` maps a pattern's field to a column (a field that is not named has a column of its own name);
-    `options` is the column with a row's list of options, or one column each; `labels` says what the
-    label numbers 0, 1, ... mean, as names out of the task's `labels`; rows whose label is in
-    `unlabelled` are left out and counted.
+    `options` is the column with a row's list of options, or one column each (the last ones may be empty);
+    `labels` says what the label numbers 0, 1, ... mean, as names out of the task's `labels`; rows whose
+    label is in `unlabelled` are left out and counted.
     """
 
     fields: dict[str, str] = Field(default_factory=dict)
@@ -37,15 +37,16 @@ class Source(Settings):
     label: str = "label"
     labels: tuple[str, ...] = ()
     unlabelled: tuple[str | int, ...] = ()
+    first_option: Literal[0, 1] = 0  # the number that stands for a row's first option
 
 
 class LocalSource(Source):
-    """JSONL or CSV files (plain or .gz) in a folder; `train` and `test` are file names without their endings.
+    """JSONL, CSV or TSV files (plain or .gz) in a folder; `train` and `test` are file names, endings may be left out.
 
     An empty `test` takes the first that is there of test, validation and dev.
     """
 
-    folder: str = ""  # below the data folder; empty: the task's name
+    folder: str = ""  # below the data folder or the task file's own; empty: the task's name
     train: tuple[str, ...] = ("train",)
     test: tuple[str, ...] = ()
 
@@ -142,60 +143,66 @@ class Task(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
+        faults = list(self._faults())
+        if faults:
+            raise Faults(faults)
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        """Everything in the file that cannot be meant."""
         if not self.pattern:
-            raise ValueError('key "pattern" is missing')
-        if self.verbalizer and len(self.verbalizer) < 2:
-            raise ValueError("verbalizer has one word; expected two labels or more")
-        if len(self.labels) != len(self.verbalizer):
-            raise ValueError(
-                f"{len(self.labels)} labels ({', '.join(self.labels)}) but {len(self.verbalizer)} verbalizer "
+            yield 'key "pattern" is missing'
+        n = len(self.verbalizer)
+        if n == 1:
+            yield "verbalizer has one word; expected two labels or more"
+        if len(self.labels) != n:
+            yield (
+                f"{len(self.labels)} labels ({', '.join(self.labels)}) but {n} verbalizer "
                 f"words ({', '.join(self.verbalizer)}); expected a word for each label, in the same order"
             )
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels holds a name twice: {', '.join(self.labels)}")
-        if len(self.verbalizer) > MAX_OPTIONS and (self.format == "unified" or self.unified):
-            raise ValueError(
-                f"{len(self.verbalizer)} labels; a multiple choice has at most {MAX_OPTIONS} (letters A to P)"
+        for what, names in (("labels", self.labels), ("verbalizer", self.verbalizer)):
+            if len(set(names)) != len(names) and (what == "labels" or self.labels != self.verbalizer):
+                yield f"{what} holds a name twice: {', '.join(names)}"
+        if n > MAX_OPTIONS and (self.format == "unified" or self.unified):
+            yield f"{n} labels; a multiple choice has at most {MAX_OPTIONS} (letters A to P)"
+        if n > MANY_LABELS and self.format != "unified":
+            yield (
+                f"{n} labels with format {self.format}; more than {MANY_LABELS} labels need format: unified"
             )
-        if len(self.verbalizer) > MANY_LABELS and self.format != "unified":
-            raise ValueError(
-                f"{len(self.verbalizer)} labels with format {self.format}; "
-                f"more than {MANY_LABELS} labels need format: unified"
-            )
+        known: dict[str, None] = {}
         for kind, text in self.patterns().items():
             try:
                 pattern = Pattern.parse(text)
             except UserError as error:
-                raise ValueError(f"the {kind} pattern: {error}") from error
+                yield f"the {kind} pattern: {error}"
+                continue
+            known.update(dict.fromkeys(pattern.fields))
             choice = kind == "unified" or self.format in ("unified", "multiple_choice") or not self.verbalizer
             if choice and not pattern.has_options:
-                raise ValueError(f'the {kind} pattern "{text}" has no {{options}}')
-        known = self.field_names()
+                yield f'the {kind} pattern "{text}" has no {{options}}'
         for name in (*self.shorten, *self.local.fields, *(self.hub.fields if self.hub else ())):
-            if name not in known:
-                raise ValueError(f'"{name}" is no field of the patterns{nearest(name, known)}')
+            if known and name not in known:
+                yield f'"{name}" is no field of the patterns{nearest(name, known)}'
         for source in (self.local, self.hub):
             for label in source.labels if source else ():
                 if label not in self.labels:
-                    raise ValueError(f'a source names the label "{label}"{nearest(label, self.labels)}')
-        self._check_wordings(known)
-        return self
+                    yield f'a source names the label "{label}"{nearest(label, self.labels)}'
+        yield from self._wording_faults(list(known))
 
-    def _check_wordings(self, fields: Sequence[str]) -> None:
+    def _wording_faults(self, fields: Sequence[str]) -> Iterator[str]:
         names = [wording.name for wording in self.wordings]
         if len(set(names)) != len(names):
-            raise ValueError(f"wordings holds a name twice: {', '.join(names)}")
+            yield f"wordings holds a name twice: {', '.join(names)}"
         for wording in self.wordings:
             try:
                 read = self._reworded(wording).field_names()
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f'wording "{wording.name}": {reason}') from error
+                yield f'wording "{wording.name}": {reason}'
+                continue
             for name in read:
                 if name not in fields:  # the data are read once, for all wordings
-                    raise ValueError(
-                        f'wording "{wording.name}" reads the field "{name}"{nearest(name, fields)}'
-                    )
+                    yield f'wording "{wording.name}" reads the field "{name}"{nearest(name, fields)}'
 
     def _reworded(self, wording: Wording) -> Task:
         changes: dict[str, Any] = {}
@@ -233,7 +240,8 @@ class Task(Settings):
             name: a task that ships with the project (`cb`), or the path of a YAML file.
 
         Raises:
-            UserError: no such task, or its file is wrong, naming the file and the key.
+            UserError: no such task, or its file is wrong, naming the file and the key; its `others` are what else
+                is wrong with it.
         """
         path = cls.path_of(name)
         by_path = path.parent != TASKS
@@ -279,7 +287,7 @@ class Task(Settings):
 
     def patterns(self) -> dict[PatternKind, str]:
         """The patterns that the file gives, by kind."""
-        found: dict[PatternKind, str] = {"plain": self.pattern}
+        found: dict[PatternKind, str] = {"plain": self.pattern} if self.pattern else {}
         if self.hard:
             found["hard"] = self.hard
         if self.unified:

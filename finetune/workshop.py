@@ -13,12 +13,13 @@ from corpora.common.errors import UserError
 from corpora.common.rng import generator
 from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.calibrate import ItemSet, content_free_items
-from finetune.datasets import LabelledRow, TaskData, load_task
-from finetune.draws import Draw, IntArray, batches, draw, sampled_test_rows
+from finetune.datasets import TaskData, load_task
+from finetune.draws import Draw, IntArray, batches, draw_for, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
 from finetune.memory import fitting_tokens
 from finetune.methods import METHODS, Row
-from finetune.settings import ALL, FewshotSettings
+from finetune.rows import LabelledRow
+from finetune.settings import FewshotSettings
 from finetune.task import BY_DEV, FIRST, PatternKind, Task
 from finetune.tune import Trial, TuneOptions
 from finetune.wordings import WordingChoices, choice_key, distinct, score_wordings
@@ -67,6 +68,7 @@ class Workshop:
         self._draws: dict[tuple[str, int, int], Draw] = {}
         self._worded: dict[tuple[str, str], Task] = {}
         self._choices: dict[tuple[str, str, PatternKind, int], str] = {}
+        self.present: list[str] | None = None  # tasks that have data, as the settings name them
         self.left_out: dict[str, str] = {}  # task name -> why it is not run
 
     @cached_property
@@ -147,23 +149,11 @@ class Workshop:
     def draw(self, name: str, shots: int, seed: int) -> Draw:
         """A seed's training and dev rows: the same for every method."""
         if (name, shots, seed) not in self._draws:
-            self._draws[name, shots, seed] = self._draw(name, shots, seed)
+            labels = [row.label for row in self.data(name).train]
+            self._draws[name, shots, seed] = draw_for(
+                self.task(name), labels, self.settings.asked, shots, seed
+            )
         return self._draws[name, shots, seed]
-
-    def _draw(self, name: str, shots: int, seed: int) -> Draw:
-        settings, task = self.settings, self.task(name)
-        per_label, whole = task.many_labels, settings.shots == ALL
-        each = task.shots_per_label or settings.shots_per_label
-        return draw(
-            [row.label for row in self.data(name).train],
-            seed,
-            task.name,
-            shots=each if per_label and not whole else shots,
-            dev_shots=each if per_label else settings.dev_shots_of(task.name),
-            per_label=per_label,
-            stratified=settings.stratified,
-            allow_fewer=settings.allow_fewer or whole,
-        )
 
     def test_rows(self, name: str) -> IntArray:
         """Positions of the test rows that are scored."""

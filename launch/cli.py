@@ -14,7 +14,8 @@ from corpora.common.errors import Stopped
 from launch.arguments import AsJson, Language, new_app, print_result, terminal_columns
 from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
-from launch.words_command import task_app
+from launch.task_commands import task_app
+from launch.words_command import words
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -30,6 +31,7 @@ app.add_typer(corpora_app, name="corpora")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(task_app, name="task")
+task_app.command("words")(words)
 
 Overrides = Annotated[
     list[str] | None,

@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launch.arguments import AsJson, new_app, print_result
+from launch.arguments import AsJson, print_result
 
 if TYPE_CHECKING:
     from finetune.word_search import Assignment, Found
-
-task_app = new_app("Tasks of your own.")
-
-
-def add_words(app: typer.Typer) -> None:
-    """Put the command `words` into a group."""
-    app.command("words")(words)
 
 
 def words(
@@ -66,9 +59,6 @@ def words(
         say(
             f"{out}: {n_new} wordings that the file had not; `wording: dev` in a few-shot run chooses among them"
         )
-
-
-add_words(task_app)
 
 
 def as_values(found: Found) -> dict[str, Any]:

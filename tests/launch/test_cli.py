@@ -42,6 +42,8 @@ COMMANDS = [
     ["backbone", "train"],
     ["fewshot"],
     ["report"],
+    ["task", "new"],
+    ["task", "check"],
     ["prompts", "show"],
     ["prompts", "export"],
     ["prompts", "import"],
