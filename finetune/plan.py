@@ -56,9 +56,7 @@ def plan(workshop: Workshop) -> list[Choice]:
     for name in present:
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
-        all_shots = settings.all_shots(len(workshop.data(name).train))
-        if task.many_labels:
-            all_shots = all_shots[:1]
+        all_shots = settings.all_shots[:1] if task.many_labels else settings.all_shots
         for shots in _different(workshop, name, all_shots):
             for seed in settings.seeds:
                 for row in rows:

@@ -18,6 +18,8 @@ def present_tasks(workshop: Workshop) -> list[str]:
         UserError: without `skip_missing`, a task has no data; or with it, none has.
         UnreachableData: without `skip_missing`, the hub that a task's data are on cannot be reached.
     """
+    if workshop.present is not None:
+        return workshop.present
     found = []
     for name in workshop.settings.tasks:
         task = workshop.task(name)
@@ -27,13 +29,13 @@ def present_tasks(workshop: Workshop) -> list[str]:
         except (MissingData, UnreachableData) as error:
             if not workshop.settings.skip_missing:
                 raise
-            if task.name not in workshop.left_out:  # said once
-                workshop.left_out[task.name] = _reason(workshop, name, error)
-                say(f"warning: task {task.name} is left out: {workshop.left_out[task.name]}")
+            workshop.left_out[task.name] = _reason(workshop, name, error)
+            say(f"warning: task {task.name} is left out: {workshop.left_out[task.name]}")
     if not found:
         raise UserError(
             f"none of the tasks {', '.join(workshop.left_out)} has data; give the folder that holds them with data"
         )
+    workshop.present = found
     return found
 
 

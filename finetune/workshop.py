@@ -68,6 +68,7 @@ class Workshop:
         self._draws: dict[tuple[str, int, int], Draw] = {}
         self._worded: dict[tuple[str, str], Task] = {}
         self._choices: dict[tuple[str, str, PatternKind, int], str] = {}
+        self.present: list[str] | None = None  # tasks that have data, as the settings name them
         self.left_out: dict[str, str] = {}  # task name -> why it is not run
 
     @cached_property
@@ -149,8 +150,9 @@ class Workshop:
         """A seed's training and dev rows: the same for every method."""
         if (name, shots, seed) not in self._draws:
             labels = [row.label for row in self.data(name).train]
-            asked = self.settings.asked(self.task(name).name, len(labels))
-            self._draws[name, shots, seed] = draw_for(self.task(name), labels, asked, shots, seed)
+            self._draws[name, shots, seed] = draw_for(
+                self.task(name), labels, self.settings.asked, shots, seed
+            )
         return self._draws[name, shots, seed]
 
     def test_rows(self, name: str) -> IntArray:
