@@ -107,7 +107,7 @@ def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(
     pool: tuple[Any, list[Trial]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, trials = pool
-    losses = iter([0.5, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2])
+    losses = iter([8.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0])
 
     def falling(backbone: Any, sets: list[Any], *rest: Any, **options: Any) -> list[Scores]:
         labels, loss = np.zeros(3, dtype=np.int64), np.full(3, next(losses))
@@ -117,8 +117,8 @@ def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(
     done: list[int] = []
     options = replace(OPTIONS, patience=2, eval_every=1)
     (outcome,) = tune_prompts(net, [trials[0]], options, advance=done.append)
-    # 0.4 was waited for once, 0.3 twice.
-    assert [point["dev_loss"] for point in outcome.curve] == [0.5, 0.4, 0.4, 0.3, 0.3, 0.3]
+    # The second score is no better than 4 once, the last two no better than 2.
+    assert [point["dev_loss"] for point in outcome.curve] == [8.0, 4.0, 4.0, 2.0, 2.0, 2.0]
     assert (outcome.step, outcome.waited) == (3, 2) and sum(done) == len(trials[0].order)
 
 
