@@ -48,11 +48,7 @@ class UnreachableData(MachineError):
 
 
 def load_task(
-    task: Task,
-    data: str | Path | Mapping[str, str] | None,
-    refuse: Refuse = stop,
-    *,
-    or_hub: bool = False,
+    task: Task, data: str | Path | Mapping[str, str] | None, refuse: Refuse = stop, *, or_hub: bool = False
 ) -> TaskData:
     """Read a task's training pool and test set.
 
@@ -69,7 +65,7 @@ def load_task(
         earlier one's text and rows that also stand in the test set; both are counted (`finetune.task_check` says it).
 
     Raises:
-        MissingData: there are none where they were looked for; another UserError: by default the first fault in them.
+        MissingData: there are none where they were looked for; another UserError, by default: the first fault in them.
         UnreachableData: the hub cannot be reached.
     """
     try:
@@ -156,8 +152,10 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     beside = _beside(task)
     if beside is not None:
         return beside
-    looked = ", ".join(str(place / _with_ending(task.local.train[0])) for place in places)
-    looked += " (also .csv, .tsv, .gz)"
+    looked = (
+        ", ".join(str(place / _with_ending(task.local.train[0])) for place in places)
+        + " (also .csv, .tsv, .gz)"
+    )
     hub = " (unset data to load it from the hub)" if task.hub else ""
     raise MissingData(f"no data for task {task.name}: looked for {looked}{hub}", looked)
 

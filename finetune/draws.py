@@ -36,14 +36,14 @@ class Asked:
     stratified: bool = False
     allow_fewer: bool = False
     prompt_len: int = 100
-    dev_shots_of: Mapping[str, int] = field(default_factory=dict)  # task name -> its own number
+    whole: bool = False  # train on every row that dev leaves, of whatever label
 
     def counts(self, task: Task, shots: int) -> tuple[int, int]:
         """Examples to train and to choose by; of each label where the task has many."""
         each = task.shots_per_label or self.shots_per_label
         if not task.many_labels:
-            return shots, self.dev_shots_of.get(task.name, self.dev_shots)
-        return (EVERY if shots == EVERY else each), each
+            return shots, self.dev_shots
+        return (shots if self.whole else each), each
 
 
 def draw_for(task: Task, labels: Sequence[int], asked: Asked, shots: int, seed: int) -> Draw:

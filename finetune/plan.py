@@ -16,7 +16,7 @@ from finetune.workshop import Cell, Workshop
 PROTOCOL = (
     "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
     "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype",
-    "max_test", "patience", "of_task",
+    "max_test", "patience", "of_task", "weights",
 )  # fmt: skip
 
 

@@ -29,8 +29,9 @@ def present_tasks(workshop: Workshop) -> list[str]:
         except (MissingData, UnreachableData) as error:
             if not workshop.settings.skip_missing:
                 raise
-            workshop.left_out[task.name] = _reason(workshop, name, error)
-            say(f"warning: task {task.name} is left out: {workshop.left_out[task.name]}")
+            if task.name not in workshop.left_out:  # said once
+                workshop.left_out[task.name] = _reason(workshop, name, error)
+                say(f"warning: task {task.name} is left out: {workshop.left_out[task.name]}")
     if not found:
         raise UserError(
             f"none of the tasks {', '.join(workshop.left_out)} has data; give the folder that holds them with data"

@@ -161,6 +161,20 @@ class FewshotSettings(Settings):
             return (EVERY,)
         return (self.shots,) if isinstance(self.shots, int) else tuple(sorted(set(self.shots)))
 
+    def asked(self, task: str, pool: int) -> Asked:
+        """What a task's rows, `pool` of them to draw from, have to be enough for."""
+        whole = self.shots == ALL
+        return Asked(
+            shots=self.all_shots(pool),
+            dev_shots=self.dev_shots_of(task),
+            shots_per_label=self.shots_per_label,
+            seeds=self.seeds,
+            stratified=self.stratified,
+            allow_fewer=self.allow_fewer or whole,
+            prompt_len=self.prompt_len,
+            whole=whole,
+        )
+
     @property
     def inits(self) -> tuple[str, ...]:
         """Every start of prompts that are not pre-trained."""
@@ -181,20 +195,9 @@ class FewshotSettings(Settings):
         """Optimiser steps between a task's dev scores."""
         return self.of_task.get(task, TaskSettings()).eval_every or self.eval_every
 
-    @property
-    def asked(self) -> Asked:
-        """What every task's rows have to be enough for."""
-        own = {task: one.dev_shots for task, one in self.of_task.items() if one.dev_shots}
-        return Asked(
-            shots=self.all_shots,
-            dev_shots=self.dev_shots,
-            shots_per_label=self.shots_per_label,
-            seeds=self.seeds,
-            stratified=self.stratified,
-            allow_fewer=self.allow_fewer or self.shots == ALL,
-            prompt_len=self.prompt_len,
-            dev_shots_of=own,
-        )
+    def dev_shots_of(self, task: str) -> int:
+        """Examples that a task's cells are chosen by."""
+        return self.of_task.get(task, TaskSettings()).dev_shots or self.dev_shots
 
     def rates(self, method: str) -> tuple[float, ...]:
         """The learning rates that a method tries."""

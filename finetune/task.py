@@ -187,7 +187,7 @@ class Task(Settings):
             for label in source.labels if source else ():
                 if label not in self.labels:
                     yield f'a source names the label "{label}"{nearest(label, self.labels)}'
-        yield from self._wording_faults(list(known))
+        yield from self._wording_faults(tuple(known))
 
     def _wording_faults(self, fields: Sequence[str]) -> Iterator[str]:
         names = [wording.name for wording in self.wordings]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,13 @@ if TYPE_CHECKING:  # it brings torch, which a check without settings does withou
 PROTOCOL = Asked()  # what a run asks that says nothing about it
 UNBALANCED = 10  # times as many rows of the commonest label as of the rarest
 ONE_PLACE = 0.7  # share of rows whose right option stands in one place
+
+Ask = Callable[[str, int], Asked]  # a task's name and how many rows there are to draw from
+
+
+def by_default(task: str, pool: int) -> Asked:
+    """What a run asks of any task that says nothing about it."""
+    return PROTOCOL
 
 
 @dataclass
@@ -76,7 +83,7 @@ def check_task(
     file: str | Path,
     data: str | Path | Mapping[str, str] | None = None,
     tokenizer: str | Path | None = None,
-    asked: Asked = PROTOCOL,
+    asked: Ask = by_default,
     methods: Sequence[str] | None = None,
     examples: int = 2,
 ) -> Checked:
@@ -86,7 +93,7 @@ def check_task(
         file: path of the task file, or the name of a task that ships with the project.
         data: as in `load_task`.
         tokenizer: what to look at label words and lengths with; None: they are not looked at.
-        asked: what a run would ask of the rows.
+        asked: what a run would ask of the rows of a task of some name, so many of them to draw from.
         methods: that the run would have; None: any.
         examples: how many rendered rows to show, where there is a tokenizer.
 
@@ -118,16 +125,15 @@ def check_task(
     if rows is not None:
         checked.train, checked.test = len(rows.train), len(rows.test)
         checked.labels = _counts(task, rows)
-        found += data_problems(task, rows, asked)
+        found += data_problems(task, rows, asked(task.name, len(rows.train)))
     if vocabulary is not None:
         words = list(word_problems(task, vocabulary))
         found += words
         if rows is not None:
-            found += text_problems(
-                task, rows, vocabulary, tuple(task.patterns()), asked.prompt_len, not words
-            )
+            prompt_len = asked(task.name, len(rows.train)).prompt_len
+            found += text_problems(task, rows, vocabulary, tuple(task.patterns()), prompt_len, not words)
             if not words:
-                checked.examples = rendered_examples(task, rows, vocabulary, asked.prompt_len, examples)
+                checked.examples = rendered_examples(task, rows, vocabulary, prompt_len, examples)
     found.sort(key=lambda problem: problem.level)  # errors first
     return checked
 
@@ -138,13 +144,16 @@ def check_run(workshop: Workshop) -> None:
     Raises:
         UserError: the first error, and how many more there are; or a method needs a pattern that a file lacks.
     """
+    from finetune.present import present_tasks
+
     settings = workshop.settings
     for name in present_tasks(workshop):
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
         vocabularies = [workshop.tokenizer(which) for which in sorted({row.spec.backbone for row in rows})]
         kinds = sorted({row.pattern for row in rows})
-        _refuse_or_warn(task, workshop.data(name), settings.asked, vocabularies, kinds)
+        found = workshop.data(name)
+        _refuse_or_warn(task, found, settings.asked(task.name, len(found.train)), vocabularies, kinds)
 
 
 def _refuse_or_warn(

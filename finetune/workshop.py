@@ -150,9 +150,8 @@ class Workshop:
         """A seed's training and dev rows: the same for every method."""
         if (name, shots, seed) not in self._draws:
             labels = [row.label for row in self.data(name).train]
-            self._draws[name, shots, seed] = draw_for(
-                self.task(name), labels, self.settings.asked, shots, seed
-            )
+            asked = self.settings.asked(self.task(name).name, len(labels))
+            self._draws[name, shots, seed] = draw_for(self.task(name), labels, asked, shots, seed)
         return self._draws[name, shots, seed]
 
     def test_rows(self, name: str) -> IntArray:

@@ -110,9 +110,10 @@ def task_check(
 
     Example: ppt task check mine/reviews.yaml --tokenizer google/t5-v1_1-small
     """
-    from finetune.task_check import PROTOCOL, check_task
+    from finetune.task_check import Ask, by_default, check_task
 
-    asked, methods = PROTOCOL, None
+    asked: Ask = by_default
+    methods = None
     source: str | Path | Mapping[str, str] | None = data
     if config is not None or overrides:
         from corpora.common.settings import load_settings

@@ -72,7 +72,9 @@ def write(folder: Path, values: dict[str, Any], train: Any, test: Any) -> Path:
 def checked(folder: Path, tokenizer_dir: Path | None = None, **parts: Any) -> Checked:
     values = {**parts.get("values", MOOD), **parts.get("changes", {})}
     file = write(folder, values, parts.get("train", moods(30)), parts.get("test", moods(8, 100)))
-    return check_task(file, None, tokenizer_dir, parts.get("asked", SMALL), parts.get("methods"))
+    return check_task(
+        file, None, tokenizer_dir, lambda task, pool: parts.get("asked", SMALL), parts.get("methods")
+    )
 
 
 def the_one(found: Checked, kind: str, level: str) -> str:
@@ -97,7 +99,7 @@ def test_a_good_task_has_no_problems_and_shows_two_rows_as_the_backbone_reads_th
 
 def test_protocol_and_settings_ask_the_same() -> None:
     settings = FewshotSettings(out="o", backbone="b", tasks=("t",))
-    assert settings.asked == PROTOCOL
+    assert settings.asked("mood", 1000) == PROTOCOL
 
 
 def test_all_faults_of_a_task_file_are_said_together(tmp_path: Path) -> None:
