@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,6 @@ from corpora.common.rng import generator
 from finetune.task import Task
 
 IntArray = NDArray[np.int64]
-
-EVERY = 10**12  # of `shots`: more than any set has
 
 
 @dataclass(frozen=True)

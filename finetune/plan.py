@@ -56,7 +56,9 @@ def plan(workshop: Workshop) -> list[Choice]:
     for name in present:
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
-        all_shots = settings.all_shots[:1] if task.many_labels else settings.all_shots
+        all_shots = settings.all_shots(len(workshop.data(name).train))
+        if task.many_labels:
+            all_shots = all_shots[:1]
         for shots in _different(workshop, name, all_shots):
             for seed in settings.seeds:
                 for row in rows:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings
-from finetune.draws import EVERY, Asked
+from finetune.draws import Asked
 from finetune.methods import METHODS
 from finetune.task import FIRST
 from pretrain.prompts import INITIALISERS
@@ -154,11 +154,10 @@ class FewshotSettings(Settings):
 
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
-    @property
-    def all_shots(self) -> tuple[int, ...]:
-        """Every number of training examples asked for, smallest first."""
+    def all_shots(self, pool: int) -> tuple[int, ...]:
+        """Every number of training examples asked for, smallest first, of a set with `pool` training rows."""
         if isinstance(self.shots, str):
-            return (EVERY,)
+            return (pool,)
         return (self.shots,) if isinstance(self.shots, int) else tuple(sorted(set(self.shots)))
 
     def asked(self, task: str, pool: int) -> Asked:

@@ -14,7 +14,6 @@ from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.datasets import TaskData, load_task
 from finetune.draws import Asked, draw_for, too_few
 from finetune.methods import METHODS, rows_for
-from finetune.present import present_tasks
 from finetune.rows import LabelledRow, RowFault
 from finetune.task import PatternKind, Task
 from finetune.task_problems import Problem, shown_text

@@ -93,7 +93,7 @@ def find_label_words(
     kind = kind or ("hard" if task.hard else "plain")
     cell = Cell(
         settings.tasks[0],
-        settings.all_shots[0],
+        settings.all_shots(len(workshop.data(settings.tasks[0]).train))[0],
         Row("vanilla_pt", kind, None),
         seed,
         1.0,
