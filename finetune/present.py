@@ -18,6 +18,8 @@ def present_tasks(workshop: Workshop) -> list[str]:
         UserError: without `skip_missing`, a task has no data; or with it, none has.
         UnreachableData: without `skip_missing`, the hub that a task's data are on cannot be reached.
     """
+    if workshop.present is not None:
+        return workshop.present
     found = []
     for name in workshop.settings.tasks:
         task = workshop.task(name)
@@ -34,6 +36,7 @@ def present_tasks(workshop: Workshop) -> list[str]:
         raise UserError(
             f"none of the tasks {', '.join(workshop.left_out)} has data; give the folder that holds them with data"
         )
+    workshop.present = found
     return found
 
 

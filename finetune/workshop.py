@@ -68,6 +68,9 @@ class Workshop:
         self._draws: dict[tuple[str, int, int], Draw] = {}
         self._worded: dict[tuple[str, str], Task] = {}
         self._choices: dict[tuple[str, str, PatternKind, int], str] = {}
+        self.present: list[str] | None = (
+            None  # tasks that have data, once that is known (finetune/present.py)
+        )
         self.left_out: dict[str, str] = {}  # task name -> why it is not run
 
     @cached_property

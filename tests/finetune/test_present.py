@@ -40,6 +40,7 @@ def test_tasks_without_data_are_left_out_and_named_by_run_and_report(
     assert {row["task"] for row in rows_of(out)} == {"mood"}
     said = capsys.readouterr().err
     assert f"task rte is left out: no file {data}/rte/train.jsonl, {data}/en/rte/train.jsonl" in said
+    assert said.count("task rte is left out") == 1
     assert "the hub (nyu-mll/glue) cannot be reached" in said
     assert f"no file {data}/amazon_zh/train.jsonl" in said and "names no set on the hub" in said
     warnings = "\n".join(report([out], tmp_path / "report").warnings)
