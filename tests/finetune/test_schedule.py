@@ -36,7 +36,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         FewshotSettings(
             out=str(tmp_path_factory.mktemp("run")), backbone=backbone, prompts=str(request.getfixturevalue("prompts_dir")),
             tasks=(files["mood"], files["pair"]), seeds=(0, 1), shots=10, dev_shots=7, epochs=3, batch_size=4,
-            prompt_len=4, device="cpu",
+            prompt_len=4, device="cpu", eval_every=2,
         )
     )  # fmt: skip
     trials = [
@@ -115,8 +115,8 @@ def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(
 
     monkeypatch.setattr(tune, "score_sets", falling)
     done: list[int] = []
-    options = replace(OPTIONS, patience=2, eval_every=1)
-    (outcome,) = tune_prompts(net, [trials[0]], options, advance=done.append)
+    options = replace(OPTIONS, patience=2)
+    (outcome,) = tune_prompts(net, [replace(trials[0], eval_every=1)], options, advance=done.append)
     # The second score is no better than 4 once, the last two no better than 2.
     assert [point["dev_loss"] for point in outcome.curve] == [8.0, 4.0, 4.0, 2.0, 2.0, 2.0]
     assert (outcome.step, outcome.waited) == (3, 2) and sum(done) == len(trials[0].order)
