@@ -112,9 +112,9 @@ def _score_test(
     workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome, tuner: FullTuner | None
 ) -> Scores:
     """Score a chosen cell and write it into its row."""
-    settings, task = workshop.settings, workshop.task(cell.task)
+    settings, task = workshop.settings, workshop.task_of(cell)
     items = workshop.test_items(cell)
-    verbalizer = workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer
+    verbalizer = workshop.renderer(cell).verbalizer
     began = time.perf_counter()
     items_to_score = ItemSet(items, verbalizer, content_free=workshop.content_free(cell, items))
     if tuner is not None:
@@ -155,7 +155,7 @@ def _write_predictions(workshop: Workshop, cell: Cell, row: ResultRow, scores: S
 
 
 def _save_prompt(workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome) -> None:
-    task, backbone = workshop.task(cell.task), workshop.backbone(cell.row.spec.backbone)
+    task, backbone = workshop.task_of(cell), workshop.backbone(cell.row.spec.backbone)
     assert isinstance(outcome.best, torch.Tensor)
     info = PromptInfo(
         format="unified" if cell.row.pattern == "unified" else task.format,

@@ -15,6 +15,7 @@ from typing import Any
 from corpora.common.errors import MachineError, UserError
 from corpora.common.files import read_json
 from corpora.common.hub import hub_reachable
+from corpora.common.progress import say
 from corpora.common.records import csv_rows, json_lines
 from finetune.rows import LabelledRow, Place, Refuse, Rows, labelled, stop
 from finetune.task import HubSource, LocalSource, Task
@@ -34,7 +35,25 @@ class TaskData:
     first: dict[str, LabelledRow] = field(default_factory=dict)  # the first of them, likewise
 
 
-def load_task(task: Task, data: str | Path | Mapping[str, str] | None, refuse: Refuse = stop) -> TaskData:
+class MissingData(UserError):
+    """No data of a task where they were looked for; `looked` names the files."""
+
+    def __init__(self, message: str, looked: str = "") -> None:
+        super().__init__(message)
+        self.looked = looked
+
+
+class UnreachableData(MachineError):
+    """The data of a task are on the hub alone, and the hub cannot be reached."""
+
+
+def load_task(
+    task: Task,
+    data: str | Path | Mapping[str, str] | None,
+    refuse: Refuse = stop,
+    *,
+    or_hub: bool = False,
+) -> TaskData:
     """Read a task's training pool and test set.
 
     Args:
@@ -43,22 +62,29 @@ def load_task(task: Task, data: str | Path | Mapping[str, str] | None, refuse: R
             themselves), or such a folder for each task; None: files beside a task file that was given by path,
             else the hub.
         refuse: called with each fault of the data, with its file and line; rows that have one are left out.
+        or_hub: ask the hub, too, where `data` does not hold the task.
 
     Returns:
         Rows in the order of the files. Test rows are never left out. From `train` go rows that repeat an
         earlier one's text and rows that also stand in the test set; both are counted (`finetune.task_check` says it).
 
     Raises:
-        UserError: no data; and by default the first fault in it.
-        MachineError: the hub cannot be reached.
+        MissingData: there are none where they were looked for; another UserError: by default the first fault in them.
+        UnreachableData: the hub cannot be reached.
     """
-    folder = find_folder(task, data)
+    try:
+        folder = find_folder(task, data)
+    except MissingData:
+        if not or_hub or task.hub is None:
+            raise
+        say(f"{task.name}: not in {data}; asking the hub for {task.hub.path}")
+        folder = None
     if folder is not None:
         train, test, counts = _read_local(task, task.local, folder, refuse)
     elif task.hub is not None:
         train, test, counts = _read_hub(task, task.hub, refuse)
     else:
-        raise UserError(
+        raise MissingData(
             f"task {task.name} names no hub data set; say where its files are with the setting data"
         )
     for name, rows in (("training", train), ("test", test)):
@@ -112,7 +138,7 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     """The folder that holds a task's files, or None where the hub is meant.
 
     Raises:
-        UserError: a folder was given and the files are not there, naming where they were looked for.
+        MissingData: a folder was given and the files are not there, naming where they were looked for.
     """
     name = task.local.folder or task.name
     if isinstance(data, Mapping):
@@ -131,8 +157,9 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     if beside is not None:
         return beside
     looked = ", ".join(str(place / _with_ending(task.local.train[0])) for place in places)
+    looked += " (also .csv, .tsv, .gz)"
     hub = " (unset data to load it from the hub)" if task.hub else ""
-    raise UserError(f"no data for task {task.name}: looked for {looked} (also .csv, .tsv, .gz){hub}")
+    raise MissingData(f"no data for task {task.name}: looked for {looked}{hub}", looked)
 
 
 def _beside(task: Task) -> Path | None:
@@ -204,12 +231,12 @@ def _read_hub(task: Task, source: HubSource, refuse: Refuse) -> tuple[Rows, Rows
         except Exception as error:  # whatever the library raises; its own text says what was wrong
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             if offline:
-                raise MachineError(
+                raise UnreachableData(
                     f"task {task.name}: the hub cannot be reached and this machine keeps no copy of {source.path} "
                     f"({first}); give local files with the setting data"
                 ) from error
             unverified = "" if source.verified else "; the name in the task file was never checked"
-            raise UserError(
+            raise MissingData(
                 f"task {task.name}: the hub data set {source.path} (split {split}) cannot be loaded: "
                 f"{first}{unverified}; or give local files with the setting data"
             ) from error

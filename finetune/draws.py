@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from corpora.common.rng import generator
 from finetune.task import Task
 
 IntArray = NDArray[np.int64]
+
+EVERY = 10**12  # of `shots`: more than any set has
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ class Asked:
     stratified: bool = False
     allow_fewer: bool = False
     prompt_len: int = 100
+    dev_shots_of: Mapping[str, int] = field(default_factory=dict)  # task name -> its own number
 
     def counts(self, task: Task, shots: int) -> tuple[int, int]:
         """Examples to train and to choose by; of each label where the task has many."""
         each = task.shots_per_label or self.shots_per_label
-        return (each, each) if task.many_labels else (shots, self.dev_shots)
+        if not task.many_labels:
+            return shots, self.dev_shots_of.get(task.name, self.dev_shots)
+        return (EVERY if shots == EVERY else each), each
 
 
 def draw_for(task: Task, labels: Sequence[int], asked: Asked, shots: int, seed: int) -> Draw:

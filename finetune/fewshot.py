@@ -43,11 +43,11 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
         MachineError: the disk is full or the folder cannot be written.
     """
     out = Path(settings.out)
-    workshop = Workshop(settings)
+    workshop = Workshop(settings, follows=not share.first)
     check_run(workshop)
     choices = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out if share.first else share.folder(out)):
-        first = _begin(out, settings, choices) if share.first else None
+        first = _begin(out, workshop, choices) if share.first else None
         results: KnownRows = first or ShareRows(out, share.rank)
         left = [
             choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
@@ -66,13 +66,15 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     return out
 
 
-def _begin(out: Path, settings: FewshotSettings, choices: Sequence[Choice]) -> Results:
+def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
     """The rows that are there, those of an earlier start's other processes among them."""
     results = Results(out)
     results.add(shared_rows(out))
     _check_protocol(results, choices)
-    save_settings(out / "config.yaml", settings)
-    write_manifest(out, "fewshot_run", {"libraries": library_versions("torch", "transformers", "numpy")})
+    workshop.wordings.save()
+    save_settings(out / "config.yaml", workshop.settings)
+    libraries = library_versions("torch", "transformers", "numpy")
+    write_manifest(out, "fewshot_run", {"libraries": libraries, "left_out": workshop.left_out})
     cells = [key["cell"] for choice in choices for key in choice.keys]
     if len(missing := results.missing(cells)) < len(cells):
         say(f"{len(cells) - len(missing)} of {len(cells)} cells are in {results.path} and are not run again")

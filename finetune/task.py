@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Faults, Settings, make_settings, read_yaml
@@ -16,6 +16,11 @@ TASKS = Path(__file__).parent / "tasks"
 MANY_LABELS = 5  # with more, every prompt row is a multiple choice (method.md, downstream patterns)
 
 PatternKind = Literal["plain", "hard", "unified"]
+
+FIRST = "first"  # the wording that a task file's own keys make
+BY_DEV = (
+    "dev"  # not a wording: each seed takes the one that its dev examples like best (finetune/wordings.py)
+)
 
 
 class Source(Settings):
@@ -56,6 +61,38 @@ class HubSource(Source):
     verified: bool = False  # whether someone loaded it by this name; a machine without a network cannot
 
 
+class Wording(Settings):
+    """Another way to ask for a task's labels; what it leaves out stays as the task has it."""
+
+    name: str
+    pattern: str | None = None
+    hard: str | None = None
+    verbalizer: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_text(cls, values: Any) -> Any:
+        return _refuse_bare_yes(values, ("verbalizer",))
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Wording:
+        if self.name in (FIRST, BY_DEV):
+            raise ValueError(f'"{self.name}" has a meaning of its own as a wording; choose another name')
+        if not (self.pattern or self.hard or self.verbalizer):
+            raise ValueError(f'wording "{self.name}" changes nothing; expected pattern, hard or verbalizer')
+        return self
+
+
+def _refuse_bare_yes(values: Any, keys: Sequence[str]) -> Any:
+    """Refuse words that YAML has read as true or false."""
+    for key in keys if isinstance(values, dict) else ():
+        if any(isinstance(word, bool) for word in values.get(key) or ()):
+            raise ValueError(
+                f'{key} holds a bare yes, no, true or false, which YAML reads as no word; write "yes", "no"'
+            )
+    return values
+
+
 class Task(Settings):
     """One data set, as its YAML file states it.
 
@@ -75,6 +112,7 @@ class Task(Settings):
     pattern: str = ""  # PT, PPT; empty in a `unified` task: its `unified` pattern
     unified: str | None = None  # Unified PPT; for multiple_choice: `pattern` where absent
     hard: str | None = None  # FT and the hybrid rows
+    wordings: tuple[Wording, ...] = ()  # other patterns and words to choose from
     local: LocalSource = LocalSource()
     hub: HubSource | None = None
     metric: Literal["accuracy"] = "accuracy"  # what dev chooses by
@@ -94,12 +132,7 @@ class Task(Settings):
     @classmethod
     def _fill(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            values = dict(values)
-            for key in ("verbalizer", "labels"):
-                if any(isinstance(word, bool) for word in values.get(key) or ()):
-                    raise ValueError(
-                        f'{key} holds a bare yes, no, true or false, which YAML reads as no word; write "yes", "no"'
-                    )
+            values = dict(_refuse_bare_yes(values, ("verbalizer", "labels")))
             if values.get("format") == "unified" and not values.get("pattern"):
                 values["pattern"] = values.get("unified") or ""
             if values.get("format") in ("unified", "multiple_choice") and not values.get("unified"):
@@ -154,6 +187,50 @@ class Task(Settings):
             for label in source.labels if source else ():
                 if label not in self.labels:
                     yield f'a source names the label "{label}"{nearest(label, self.labels)}'
+        yield from self._wording_faults(list(known))
+
+    def _wording_faults(self, fields: Sequence[str]) -> Iterator[str]:
+        names = [wording.name for wording in self.wordings]
+        if len(set(names)) != len(names):
+            yield f"wordings holds a name twice: {', '.join(names)}"
+        for wording in self.wordings:
+            try:
+                read = self._reworded(wording).field_names()
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                yield f'wording "{wording.name}": {reason}'
+                continue
+            for name in read:
+                if name not in fields:  # the data are read once, for all wordings
+                    yield f'wording "{wording.name}" reads the field "{name}"{nearest(name, fields)}'
+
+    def _reworded(self, wording: Wording) -> Task:
+        changes: dict[str, Any] = {}
+        if wording.pattern:
+            changes["pattern"] = wording.pattern
+            if self.unified == self.pattern:  # one pattern under two names stays one
+                changes["unified"] = wording.pattern
+        if wording.hard:
+            changes["hard"] = wording.hard
+        if wording.verbalizer:
+            changes["verbalizer"] = wording.verbalizer
+        task = Task.model_validate({**self.model_dump(exclude={"wordings"}), **changes})
+        task._folder = self._folder
+        return task
+
+    def worded(self, name: str) -> Task:
+        """The task under one of its wordings; `first` is what its own keys say. Data and labels stay the same.
+
+        Raises:
+            UserError: the file has no such wording.
+        """
+        if name == FIRST:
+            return self
+        for wording in self.wordings:
+            if wording.name == name:
+                return self._reworded(wording)
+        known = (FIRST, *(wording.name for wording in self.wordings))
+        raise UserError(f'task {self.name} has no wording "{name}"{nearest(name, known)}')
 
     @classmethod
     def load(cls, name: str | Path) -> Task:
@@ -166,20 +243,32 @@ class Task(Settings):
             UserError: no such task, or its file is wrong, naming the file and the key; its `others` are what else
                 is wrong with it.
         """
+        path = cls.path_of(name)
+        by_path = path.parent != TASKS
+        values = read_yaml(path)
+        values.setdefault("name", path.stem)
+        task = make_settings(cls, values, str(path) if by_path else f"task {path.stem}")
+        if by_path:
+            task._folder = path.parent
+        return task
+
+    @staticmethod
+    def path_of(name: str | Path) -> Path:
+        """The file of a task, named as for `load`.
+
+        Raises:
+            UserError: no task of that name ships with the project.
+        """
         text = str(name)
-        by_path = text.endswith((".yaml", ".yml")) or "/" in text
-        path = Path(text) if by_path else TASKS / f"{text}.yaml"
-        if not by_path and not path.exists():
+        if text.endswith((".yaml", ".yml")) or "/" in text:
+            return Path(text)
+        path = TASKS / f"{text}.yaml"
+        if not path.exists():
             raise UserError(
                 f'no task "{text}" ships with the project{nearest(text, shipped_tasks())} '
                 "(a task of your own is named by the path of its YAML file)"
             )
-        values = read_yaml(path)
-        values.setdefault("name", path.stem)
-        task = make_settings(cls, values, str(path) if by_path else f"task {text}")
-        if by_path:
-            task._folder = path.parent
-        return task
+        return path
 
     @property
     def folder(self) -> Path | None:

@@ -14,6 +14,7 @@ from corpora.tokenizer import LETTERS, Tokenizer
 from finetune.datasets import TaskData, load_task
 from finetune.draws import Asked, draw_for, too_few
 from finetune.methods import METHODS, rows_for
+from finetune.present import present_tasks
 from finetune.rows import LabelledRow, RowFault
 from finetune.task import PatternKind, Task
 from finetune.task_problems import Problem, shown_text
@@ -138,7 +139,7 @@ def check_run(workshop: Workshop) -> None:
         UserError: the first error, and how many more there are; or a method needs a pattern that a file lacks.
     """
     settings = workshop.settings
-    for name in settings.tasks:
+    for name in present_tasks(workshop):
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
         vocabularies = [workshop.tokenizer(which) for which in sorted({row.spec.backbone for row in rows})]

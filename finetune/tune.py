@@ -41,12 +41,17 @@ class Trial:
     start_PD: torch.Tensor | None = None  # the prompt at step 0; None in full tuning
     name: str = ""  # for messages
     content_free: Sequence[Item] = ()  # what its scores are calibrated by; empty: they are not
+    eval_every: int | None = None  # optimiser steps between dev scores; None: as the options
     same_start: str = ""  # equal in trials that have both `start_PD` and `dev` in common; empty: in none
 
     @property
     def verbalizer(self) -> Verbalizer:
         """Words of the labels."""
         return self.renderer.verbalizer
+
+    def scored_at(self, options: TuneOptions) -> list[int]:
+        """Steps after which dev is scored."""
+        return evaluation_steps(len(self.order), self.eval_every or options.eval_every)
 
 
 @dataclass
@@ -128,12 +133,12 @@ class Place:
     step: int = 0
     scored: int = -1  # step of its last dev score
 
-    def due(self, every: int) -> bool:
+    def due(self, options: TuneOptions) -> bool:
         """Whether dev is to be scored before it goes on."""
         return (
             self.scored < self.step
             and self.outcome.diverged is None
-            and self.step in evaluation_steps(len(self.trial.order), every)
+            and self.step in self.trial.scored_at(options)
         )
 
     def finished(self, patience: int | None) -> bool:
@@ -226,7 +231,7 @@ class Bank:
 
     def _score_due(self) -> None:
         began = time.perf_counter()
-        due = [(k, place) for k, place in self._under_way() if place.due(self.options.eval_every)]
+        due = [(k, place) for k, place in self._under_way() if place.due(self.options)]
         if not due:
             return
         # Before the first step, trials of one start and one dev set (rates of a seed) have one score.

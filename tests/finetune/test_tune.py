@@ -23,7 +23,7 @@ def cells(workshop: Workshop, methods: tuple[str, ...] = ("vanilla_pt", "ppt", "
     name = workshop.settings.tasks[0]
     rows = rows_for(workshop.task(name), methods)
     return [
-        Cell(name, 12, row, seed, rate)
+        Cell(name, 12, row, seed, rate, workshop.settings.inits[0])
         for row in rows
         for seed in workshop.settings.seeds
         for rate in workshop.settings.rates(row.method)

@@ -47,6 +47,7 @@ COMMANDS = [
     ["prompts", "show"],
     ["prompts", "export"],
     ["prompts", "import"],
+    ["task", "words"],
 ]
 
 
