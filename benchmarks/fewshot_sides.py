@@ -132,6 +132,7 @@ class Ours:
 
     def __init__(self) -> None:
         import sklearn.metrics
+        import torch
         import transformers
 
         import finetune.fewshot
@@ -141,6 +142,7 @@ class Ours:
         _ = sklearn.metrics.f1_score, transformers.T5ForConditionalGeneration
         be_quiet()
         self._run = finetune.fewshot.run_fewshot
+        self._devices = torch.cuda.device_count()
         self._together = 0
         self._count_prompts()
 
@@ -160,7 +162,7 @@ class Ours:
     def run(self, values: dict[str, Any]) -> dict[str, Any]:
         """Tune all cells of some settings.
 
-        One process is this one, its imports done. Several are started by the command, whose own start counts.
+        One process is this one, its imports done. Several (by default one a GPU) are started by the command, whose own start counts.
 
         Returns:
             `seconds`, from nothing loaded to all rows written; `cells`: name -> `seconds` and `curve`; `together`: most prompts
@@ -176,7 +178,7 @@ class Ours:
             settings = FewshotSettings(out=f"{folder}/run", **values)
 
             def work() -> None:
-                if settings.processes == 1:
+                if (settings.processes or max(1, self._devices)) == 1:
                     self._run(settings)
                     synchronize()
                     return
