@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings
 from finetune.methods import METHODS
-from pretrain.prompts import INITIALISERS
+
+# The names of pretrain.prompts.INITIALISERS, which takes seconds to import: settings are read before processes start.
+INITS = ("normal", "vocabulary", "label_words")
 
 
 class FewshotSettings(Settings):
@@ -100,8 +102,8 @@ class FewshotSettings(Settings):
     @field_validator("init")
     @classmethod
     def _known_init(cls, value: str) -> str:
-        if value not in INITIALISERS:
-            raise ValueError(f'no initialisation "{value}"{nearest(value, INITIALISERS)}')
+        if value not in INITS:
+            raise ValueError(f'no initialisation "{value}"{nearest(value, INITS)}')
         return value
 
     @model_validator(mode="after")
