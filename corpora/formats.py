@@ -112,7 +112,8 @@ class Verbalizer:
         for word, word_ids in zip(words, ids, strict=True):
             if word_ids in seen:
                 raise UserError(
-                    f'label words "{seen[word_ids]}" and "{word}" have the same ids in tokenizer {tokenizer.name}'
+                    f'label words "{seen[word_ids]}" and "{word}" have the same ids in tokenizer {tokenizer.name}; '
+                    "choose another word for one of them"
                 )
             seen[word_ids] = word
         self.words, self.ids = words, ids

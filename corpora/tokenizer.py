@@ -117,7 +117,8 @@ class Tokenizer(ABC):
         if found is None:
             raise UserError(
                 f'tokenizer {self.name} has no single piece "{piece}"; the patterns need '
-                f"{' '.join(GLUE)}, the letters A to P and <extra_id_0>, each as one piece"
+                f"{' '.join(GLUE)}, the letters A to P and <extra_id_0>, each as one piece: take a T5 or mT5 "
+                "vocabulary, or one of `ppt backbone vocab`"
             )
         return found
 

@@ -19,26 +19,11 @@ from finetune.methods import METHODS
 from finetune.plan import Choice
 from finetune.results import ResultRow, best_first
 from finetune.score import Scores
-from finetune.settings import FewshotSettings
-from finetune.tune import Outcome, TuneOptions
+from finetune.tune import Outcome
 from finetune.workshop import Cell, Workshop
 from pretrain.artifact import PromptInfo, prompt_fingerprint, save_prompt
 
 Advance = Callable[[int], None]
-
-
-def tune_options(settings: FewshotSettings) -> TuneOptions:
-    """What all cells of a run share."""
-    return TuneOptions(
-        eval_every=settings.eval_every,
-        batch_tokens=settings.micro_batch_tokens,
-        weight_decay=settings.weight_decay,
-        ft_weight_decay=settings.ft_weight_decay,
-        clip=settings.clip,
-        count=settings.count,
-        length_normalised=settings.length_normalised,
-        patience=settings.patience,
-    )
 
 
 def full_tuning(
@@ -127,9 +112,9 @@ def _score_test(
     workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome, tuner: FullTuner | None
 ) -> Scores:
     """Score a chosen cell and write it into its row."""
-    settings, task = workshop.settings, workshop.task(cell.task)
+    settings, task = workshop.settings, workshop.task_of(cell)
     items = workshop.test_items(cell)
-    verbalizer = workshop.renderer(cell.task, cell.row.spec.backbone, cell.row.pattern).verbalizer
+    verbalizer = workshop.renderer(cell).verbalizer
     began = time.perf_counter()
     items_to_score = ItemSet(items, verbalizer, content_free=workshop.content_free(cell, items))
     if tuner is not None:
@@ -141,7 +126,7 @@ def _score_test(
             net.backbone,
             [items_to_score],
             outcome.best[None],
-            batch_tokens=settings.micro_batch_tokens,
+            batch_tokens=workshop.options(cell.row.spec.backbone).batch_tokens,
             length_normalised=settings.length_normalised,
             options=net.options,
         )
@@ -170,7 +155,7 @@ def _write_predictions(workshop: Workshop, cell: Cell, row: ResultRow, scores: S
 
 
 def _save_prompt(workshop: Workshop, cell: Cell, row: ResultRow, outcome: Outcome) -> None:
-    task, backbone = workshop.task(cell.task), workshop.backbone(cell.row.spec.backbone)
+    task, backbone = workshop.task_of(cell), workshop.backbone(cell.row.spec.backbone)
     assert isinstance(outcome.best, torch.Tensor)
     info = PromptInfo(
         format="unified" if cell.row.pattern == "unified" else task.format,

@@ -12,30 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corpora.common.errors import MachineError, UserError, at
+from corpora.common.errors import MachineError, UserError
 from corpora.common.files import read_json
 from corpora.common.hub import hub_reachable
 from corpora.common.progress import say
 from corpora.common.records import csv_rows, json_lines
-from corpora.tokenizer import LETTERS
-from finetune.task import HubSource, LocalSource, Source, Task
+from finetune.rows import LabelledRow, Place, Refuse, Rows, labelled, stop
+from finetune.task import HubSource, LocalSource, Task
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 TEST_NAMES = ("test", "validation", "dev")
-
-
-@dataclass(frozen=True)
-class LabelledRow:
-    """One example: its texts by field, its own options where the labels are those, its label's index."""
-
-    fields: Mapping[str, str]
-    options: tuple[str, ...]
-    label: int
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What makes two rows duplicates: all text, white space aside; not the label."""
-        return tuple(" ".join(text.split()) for text in (*self.fields.values(), *self.options))
 
 
 @dataclass
@@ -46,9 +32,28 @@ class TaskData:
     test: list[LabelledRow]
     fingerprint: str  # SHA-256 over both, in order
     counts: dict[str, int] = field(default_factory=dict)  # rows left out of `train`, by reason
+    first: dict[str, LabelledRow] = field(default_factory=dict)  # the first of them, likewise
 
 
-def load_task(task: Task, data: str | Path | Mapping[str, str] | None) -> TaskData:
+class MissingData(UserError):
+    """No data of a task where they were looked for; `looked` names the files."""
+
+    def __init__(self, message: str, looked: str = "") -> None:
+        super().__init__(message)
+        self.looked = looked
+
+
+class UnreachableData(MachineError):
+    """The data of a task are on the hub alone, and the hub cannot be reached."""
+
+
+def load_task(
+    task: Task,
+    data: str | Path | Mapping[str, str] | None,
+    refuse: Refuse = stop,
+    *,
+    or_hub: bool = False,
+) -> TaskData:
     """Read a task's training pool and test set.
 
     Args:
@@ -56,43 +61,66 @@ def load_task(task: Task, data: str | Path | Mapping[str, str] | None) -> TaskDa
         data: a folder that holds the sets (by folder name, or by language and folder name, or this set's files
             themselves), or such a folder for each task; None: files beside a task file that was given by path,
             else the hub.
+        refuse: called with each fault of the data, with its file and line; rows that have one are left out.
+        or_hub: ask the hub, too, where `data` does not hold the task.
 
     Returns:
         Rows in the order of the files. Test rows are never left out. From `train` go rows that repeat an
-        earlier one's text and rows that also stand in the test set; both are counted and said.
+        earlier one's text and rows that also stand in the test set; both are counted (`finetune.task_check` says it).
 
     Raises:
-        UserError: no data, or a fault in it with its file and line.
-        MachineError: the hub cannot be reached.
+        MissingData: there are none where they were looked for; another UserError: by default the first fault in them.
+        UnreachableData: the hub cannot be reached.
     """
-    folder = find_folder(task, data)
+    try:
+        folder = find_folder(task, data)
+    except MissingData:
+        if not or_hub or task.hub is None:
+            raise
+        say(f"{task.name}: not in {data}; asking the hub for {task.hub.path}")
+        folder = None
     if folder is not None:
-        train, test, counts = _read_local(task, task.local, folder)
+        train, test, counts = _read_local(task, task.local, folder, refuse)
     elif task.hub is not None:
-        train, test, counts = _read_hub(task, task.hub)
+        train, test, counts = _read_hub(task, task.hub, refuse)
     else:
-        raise UserError(
+        raise MissingData(
             f"task {task.name} names no hub data set; say where its files are with the setting data"
         )
     for name, rows in (("training", train), ("test", test)):
         if not rows:
-            raise UserError(f"task {task.name} has no {name} rows{f' in {folder}' if folder else ''}")
-    in_test = {row.key for row in test}
-    pool = [row for row in train if row.key not in in_test]
-    first: dict[tuple[str, ...], LabelledRow] = {}
-    for row in pool:
-        first.setdefault(row.key, row)
-    unique = list(first.values())
-    counts["also_in_test"] = len(train) - len(pool)
-    counts["duplicates"] = len(pool) - len(unique)
-    if counts["also_in_test"] or counts["duplicates"]:
-        say(
-            f"{task.name}: {counts['also_in_test']} training rows also stand in the test set and "
-            f"{counts['duplicates']} repeat another; neither is drawn from"
+            refuse(UserError(f"task {task.name} has no {name} rows{f' in {folder}' if folder else ''}"))
+    unique, first = _pool(train, test, counts)
+    if train and not unique:
+        refuse(
+            UserError(
+                f"task {task.name}: every training row also stands in the test set; "
+                "give it a training set of its own (local: train)"
+            )
         )
-    if not unique:
-        raise UserError(f"task {task.name}: every training row also stands in the test set")
-    return TaskData(unique, test, fingerprint(unique, test), counts)
+    return TaskData(unique, test, fingerprint(unique, test), counts, first)
+
+
+def _pool(train: Rows, test: Rows, counts: dict[str, int]) -> tuple[Rows, dict[str, LabelledRow]]:
+    """The rows to draw from; those left out are counted in `counts`, and the first for each reason is kept."""
+    in_test = {row.key for row in test}
+    pool: dict[tuple[str, ...], LabelledRow] = {}
+    first: dict[str, LabelledRow] = {}
+    counts |= {"also_in_test": 0, "duplicates": 0, "other_label": 0}
+    for row in train:
+        reasons = []
+        if row.key in in_test:
+            reasons.append("also_in_test")
+        elif row.key in pool:
+            reasons.append("duplicates")
+            if pool[row.key].answer != row.answer:
+                reasons.append("other_label")
+        else:
+            pool[row.key] = row
+        for reason in reasons:
+            counts[reason] += 1
+            first.setdefault(reason, row)
+    return list(pool.values()), first
 
 
 def fingerprint(train: Iterable[LabelledRow], test: Iterable[LabelledRow]) -> str:
@@ -110,7 +138,7 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     """The folder that holds a task's files, or None where the hub is meant.
 
     Raises:
-        UserError: a folder was given and the files are not there, naming where they were looked for.
+        MissingData: a folder was given and the files are not there, naming where they were looked for.
     """
     name = task.local.folder or task.name
     if isinstance(data, Mapping):
@@ -128,9 +156,10 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     beside = _beside(task)
     if beside is not None:
         return beside
-    looked = ", ".join(str(place / f"{task.local.train[0]}.jsonl") for place in places)
+    looked = ", ".join(str(place / _with_ending(task.local.train[0])) for place in places)
+    looked += " (also .csv, .tsv, .gz)"
     hub = " (unset data to load it from the hub)" if task.hub else ""
-    raise UserError(f"no data for task {task.name}: looked for {looked} (also .csv, .gz){hub}")
+    raise MissingData(f"no data for task {task.name}: looked for {looked}{hub}", looked)
 
 
 def _beside(task: Task) -> Path | None:
@@ -143,10 +172,14 @@ def _beside(task: Task) -> Path | None:
     return None
 
 
-def _find(folder: Path, stem: str) -> Path | None:
-    for ending in ENDINGS:
-        if (folder / (stem + ending)).is_file():
-            return folder / (stem + ending)
+def _with_ending(name: str) -> str:
+    return name if name.endswith(ENDINGS) else f"{name}{ENDINGS[0]}"
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    for path in [folder / name] if name.endswith(ENDINGS) else [folder / (name + end) for end in ENDINGS]:
+        if path.is_file():
+            return path
     return None
 
 
@@ -155,15 +188,17 @@ def _files(task: Task, folder: Path, stems: Iterable[str]) -> list[Path]:
     for stem in stems:
         path = _find(folder, stem)
         if path is None:
-            raise UserError(f"task {task.name}: {folder / stem}.jsonl does not exist (nor as .csv or .gz)")
+            raise UserError(
+                f"task {task.name}: {folder / _with_ending(stem)} does not exist (nor as .csv, .tsv or .gz); "
+                "say under local which files are the train and test set"
+            )
         found.append(path)
     return found
 
 
-Rows = list[LabelledRow]
-
-
-def _read_local(task: Task, source: LocalSource, folder: Path) -> tuple[Rows, Rows, dict[str, int]]:
+def _read_local(
+    task: Task, source: LocalSource, folder: Path, refuse: Refuse
+) -> tuple[Rows, Rows, dict[str, int]]:
     numbering: tuple[str, ...] = ()
     if (folder / "labels.json").exists() and not task.own_options:
         names = read_json(folder / "labels.json")
@@ -177,14 +212,13 @@ def _read_local(task: Task, source: LocalSource, folder: Path) -> tuple[Rows, Ro
     stems = source.test or [name for name in TEST_NAMES if _find(folder, name)][:1] or TEST_NAMES[:1]
     counts = {"unlabelled": 0}
     train, test = (
-        list(_labelled(task, source, _records(paths), counts, numbering))
+        list(labelled(task, source, records(paths, refuse), counts, numbering, refuse))
         for paths in (_files(task, folder, source.train), _files(task, folder, stems))
     )
-    _say_unlabelled(task, counts)
     return train, test, counts
 
 
-def _read_hub(task: Task, source: HubSource) -> tuple[Rows, Rows, dict[str, int]]:
+def _read_hub(task: Task, source: HubSource, refuse: Refuse) -> tuple[Rows, Rows, dict[str, int]]:
     import datasets
 
     parts = []
@@ -197,19 +231,18 @@ def _read_hub(task: Task, source: HubSource) -> tuple[Rows, Rows, dict[str, int]
         except Exception as error:  # whatever the library raises; its own text says what was wrong
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             if offline:
-                raise MachineError(
+                raise UnreachableData(
                     f"task {task.name}: the hub cannot be reached and this machine keeps no copy of {source.path} "
                     f"({first}); give local files with the setting data"
                 ) from error
             unverified = "" if source.verified else "; the name in the task file was never checked"
-            raise UserError(
+            raise MissingData(
                 f"task {task.name}: the hub data set {source.path} (split {split}) cannot be loaded: "
                 f"{first}{unverified}; or give local files with the setting data"
             ) from error
         place = f"{source.path} {split}"
-        records = ((f"{place} row {number}", None, record) for number, record in enumerate(table))
-        parts.append(list(_labelled(task, source, records, counts, ())))
-    _say_unlabelled(task, counts)
+        rows = ((f"{place} row {number}", None, record) for number, record in enumerate(table))
+        parts.append(list(labelled(task, source, rows, counts, (), refuse)))
     return parts[0], parts[1], counts
 
 
@@ -228,90 +261,17 @@ def _offline(yes: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
-def _say_unlabelled(task: Task, counts: Mapping[str, int]) -> None:
-    if counts["unlabelled"]:
-        say(f"{task.name}: {counts['unlabelled']} rows without a label are left out")
-
-
-Place = tuple[str | Path, int | None, Any]  # file, line, record
-
-
-def _records(paths: Iterable[Path]) -> Iterator[Place]:
+def records(paths: Iterable[Path], refuse: Refuse = stop) -> Iterator[Place]:
+    """Every row of files of any kind; a file is read up to its first line that is none."""
     for path in paths:
         opener: Any = gzip.open if path.suffix == ".gz" else open
-        read: Any = csv_rows if ".csv" in path.suffixes else json_lines
+        read: Any = json_lines if ".jsonl" in path.suffixes else csv_rows
+        more = {"delimiter": "\t"} if ".tsv" in path.suffixes else {}
         try:
             with opener(path, "rb") as file:
-                for line, record in read(path, file):
+                for line, record in read(path, file, **more):
                     yield path, line, record
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: damaged gzip file") from error
-
-
-def _labelled(
-    task: Task, source: Source, records: Iterable[Place], counts: dict[str, int], numbering: tuple[str, ...]
-) -> Iterator[LabelledRow]:
-    names = task.field_names()
-    unlabelled = {str(value) for value in source.unlabelled}
-    for path, line, record in records:
-        place = at(path, line)
-        fields = {name: _text(record, source.fields.get(name, name), place) for name in names}
-        if source.label not in record:
-            raise _missing(record, source.label, place)
-        value = record[source.label]
-        if str(value) in unlabelled:
-            counts["unlabelled"] += 1
-            continue
-        if task.own_options:
-            options = _options(task, source, record, place)
-            label = _own_label(value, options)
-            expected = f"a number from 0 to {len(options) - 1}, a letter from A to {LETTERS[len(options) - 1]} or an option's text"
-        else:
-            options = ()
-            label = task.label_index(value, source, numbering)
-            expected = f"one of {', '.join(task.labels)}"
-        if label is None:
-            shown = f'"{value}"' if isinstance(value, str) else json.dumps(value, default=str)
-            raise UserError(f'{place}: field "{source.label}" is {shown}; expected {expected}')
-        yield LabelledRow(fields, options, label)
-
-
-def _missing(record: Mapping[str, Any], column: str, place: str) -> UserError:
-    return UserError(
-        f'{place}: field "{column}" is missing; found {", ".join(map(str, record)) or "nothing"}'
-    )
-
-
-def _text(record: Mapping[str, Any], column: str, place: str) -> str:
-    if column not in record:
-        raise _missing(record, column, place)
-    value = record[column]
-    if not isinstance(value, str):
-        raise UserError(f'{place}: field "{column}" is {json.dumps(value, default=str)}; expected text')
-    return value
-
-
-def _options(task: Task, source: Source, record: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    if isinstance(source.options, tuple):
-        return tuple(_text(record, column, place) for column in source.options)
-    if source.options not in record:
-        raise _missing(record, source.options, place)
-    value = record[source.options]
-    good = isinstance(value, list) and all(isinstance(option, str) for option in value)
-    if not good or not 2 <= len(value) <= task.max_options:
-        found = f"{len(value)} entries" if good else json.dumps(value, default=str, ensure_ascii=False)[:60]
-        raise UserError(
-            f'{place}: field "{source.options}" is {found}; expected a list of 2 to {task.max_options} texts'
-        )
-    return tuple(value)
-
-
-def _own_label(value: Any, options: tuple[str, ...]) -> int | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if 0 <= value < len(options) else None
-    text = str(value).strip()
-    if options.count(text) == 1:
-        return options.index(text)
-    if len(text) == 1 and text in LETTERS[: len(options)]:
-        return LETTERS.index(text)
-    return int(text) if text.isdigit() and int(text) < len(options) else None
+        except (gzip.BadGzipFile, EOFError, zlib.error):
+            refuse(UserError(f"{path}: damaged gzip file"))
+        except UserError as error:
+            refuse(error)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
+from finetune.task import Task
 
 IntArray = NDArray[np.int64]
+
+EVERY = 10**12  # of `shots`: more than any set has
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,74 @@ class Draw:
 
     train: IntArray
     dev: IntArray
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks of every task's rows; see the settings of the same names, whose defaults these are."""
+
+    shots: tuple[int, ...] = (32,)
+    dev_shots: int = 32
+    shots_per_label: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    stratified: bool = False
+    allow_fewer: bool = False
+    prompt_len: int = 100
+    dev_shots_of: Mapping[str, int] = field(default_factory=dict)  # task name -> its own number
+
+    def counts(self, task: Task, shots: int) -> tuple[int, int]:
+        """Examples to train and to choose by; of each label where the task has many."""
+        each = task.shots_per_label or self.shots_per_label
+        if not task.many_labels:
+            return shots, self.dev_shots_of.get(task.name, self.dev_shots)
+        return (EVERY if shots == EVERY else each), each
+
+
+def draw_for(task: Task, labels: Sequence[int], asked: Asked, shots: int, seed: int) -> Draw:
+    """A seed's draw for a task; see `draw`."""
+    train, dev = asked.counts(task, shots)
+    return draw(
+        labels,
+        seed,
+        task.name,
+        shots=train,
+        dev_shots=dev,
+        per_label=task.many_labels,
+        stratified=asked.stratified,
+        allow_fewer=asked.allow_fewer,
+    )
+
+
+def too_few(
+    labels: Sequence[int], shots: int, dev_shots: int, per_label: bool = False, names: Sequence[str] = ()
+) -> list[str]:
+    """What a pool has too few rows for.
+
+    Args:
+        labels: label of every row of the pool.
+        shots: training examples; with `per_label`, of each label.
+        dev_shots: dev examples, likewise.
+        per_label: whether each label has to have so many.
+        names: of the labels, those included that no row has; empty: the labels that rows have, by number.
+
+    Returns:
+        A line each: how many there are, how many are asked for, what to change.
+    """
+    pool = np.asarray(labels, dtype=np.int64)
+    need = shots + dev_shots
+    if not per_label:
+        found = {"": len(pool)}
+    elif names:
+        found = {f' with label "{name}"': int((pool == label).sum()) for label, name in enumerate(names)}
+    else:
+        found = {f" with label number {label}": int((pool == label).sum()) for label in np.unique(pool)}
+    keys = "shots_per_label" if per_label else "shots, dev_shots"
+    return [
+        f"{n} rows to draw from{which}, {need} asked for ({shots} to train, {dev_shots} to choose by); "
+        f"ask for fewer ({keys}) or set allow_fewer: true"
+        for which, n in found.items()
+        if n < need
+    ]
 
 
 def draw(
@@ -53,30 +124,25 @@ def draw(
     pool = np.asarray(labels, dtype=np.int64)
     rng = generator(seed, "draw", task)
     order = rng.permutation(len(pool))
+    lacking = [] if allow_fewer else too_few(labels, shots, dev_shots, per_label)
+    if lacking:
+        raise UserError(f"task {task}: {lacking[0]}")
     if per_label:
         train, dev = [], []
         for label in np.unique(pool):
             rows = order[pool[order] == label]
-            _check_enough(task, f" with label number {label}", len(rows), shots, dev_shots, allow_fewer)
             dev.append(rows[:dev_shots])
             train.append(rows[dev_shots : dev_shots + shots])
         result = Draw(np.concatenate(train), np.concatenate(dev))
     else:
-        _check_enough(task, "", len(order), shots, dev_shots, allow_fewer)
         if stratified:
             order = _in_turn(order, pool, rng)
         result = Draw(order[dev_shots : dev_shots + shots], order[:dev_shots])
     if not len(result.train):
-        raise UserError(f"task {task}: no row is left to train on after {len(result.dev)} for dev")
-    return result
-
-
-def _check_enough(task: str, which: str, found: int, shots: int, dev_shots: int, allow_fewer: bool) -> None:
-    if found < shots + dev_shots and not allow_fewer:
         raise UserError(
-            f"task {task}: {found} rows to draw from{which}, {shots + dev_shots} asked for "
-            f"({shots} to train, {dev_shots} to choose by); ask for fewer or set allow_fewer: true"
+            f"task {task}: no row is left to train on after {len(result.dev)} for dev; ask for fewer of those (dev_shots)"
         )
+    return result
 
 
 def _in_turn(order: IntArray, labels: IntArray, rng: np.random.Generator) -> IntArray:

@@ -12,13 +12,14 @@ from corpora.common.errors import UserError
 from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
-from finetune.choices import full_tuning, tune_options
+from finetune.choices import full_tuning
 from finetune.full_tuning import full_tuner
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results
 from finetune.schedule import Schedule
 from finetune.settings import FewshotSettings
 from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
+from finetune.task_check import check_run
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
 
@@ -42,10 +43,11 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
         MachineError: the disk is full or the folder cannot be written.
     """
     out = Path(settings.out)
-    workshop = Workshop(settings)
+    workshop = Workshop(settings, follows=not share.first)
+    check_run(workshop)
     choices = plan(workshop)  # checks every input before the run's folder is made
     with run_lock(out if share.first else share.folder(out)):
-        first = _begin(out, settings, choices) if share.first else None
+        first = _begin(out, workshop, choices) if share.first else None
         results: KnownRows = first or ShareRows(out, share.rank)
         left = [
             choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
@@ -64,13 +66,15 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     return out
 
 
-def _begin(out: Path, settings: FewshotSettings, choices: Sequence[Choice]) -> Results:
+def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
     """The rows that are there, those of an earlier start's other processes among them."""
     results = Results(out)
     results.add(shared_rows(out))
     _check_protocol(results, choices)
-    save_settings(out / "config.yaml", settings)
-    write_manifest(out, "fewshot_run", {"libraries": library_versions("torch", "transformers", "numpy")})
+    workshop.wordings.save()
+    save_settings(out / "config.yaml", workshop.settings)
+    libraries = library_versions("torch", "transformers", "numpy")
+    write_manifest(out, "fewshot_run", {"libraries": libraries, "left_out": workshop.left_out})
     cells = [key["cell"] for choice in choices for key in choice.keys]
     if len(missing := results.missing(cells)) < len(cells):
         say(f"{len(cells) - len(missing)} of {len(cells)} cells are in {results.path} and are not run again")
@@ -114,7 +118,7 @@ def _tune(
             yield from schedule.run(advance)
     tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
     if settings.ft_zero_stage is None and (mine := _mine(workshop, tuned, results, share)):
-        tuner = full_tuner(settings, settings.backbone, tune_options(settings))
+        tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
         for choice in mine:
             yield full_tuning(workshop, choice, tuner, advance)
 
@@ -131,7 +135,7 @@ def _tune_together(
     tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
     if not tuned:
         return
-    tuner = full_tuner(settings, settings.backbone, tune_options(settings))
+    tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
     for choice in tuner.as_the_first(_mine(workshop, tuned, results, Share())):
         rows = full_tuning(workshop, choice, tuner, advance, share.first)
         if share.first:

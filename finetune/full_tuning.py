@@ -9,7 +9,6 @@ from typing import Protocol, TypeVar
 import torch
 
 from finetune.calibrate import ItemSet
-from finetune.draws import evaluation_steps
 from finetune.full_weights import FullWeights
 from finetune.inputs import IntArray, Item
 from finetune.memory import begin_peak, peak_bytes
@@ -119,7 +118,7 @@ class FullTuner:
         begin_peak(weights.device)
         weights.reset()
         outcome = Outcome()
-        due = set(evaluation_steps(len(trial.order), options.eval_every))
+        due = set(trial.scored_at(options))
         for step in range(len(trial.order) + 1):
             if step in due:
                 scores = weights.score(ItemSet(trial.dev, trial.verbalizer, content_free=trial.content_free))

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from corpora.common.errors import UserError
 from corpora.formats import Pattern, Verbalizer
-from corpora.tokenizer import Tokenizer
-from finetune.datasets import LabelledRow
+from corpora.pattern import shortened
+from corpora.tokenizer import LETTERS, Tokenizer
+from finetune.rows import LabelledRow
 from finetune.task import PatternKind, Task
 
 IntArray = NDArray[np.int32]
@@ -86,16 +87,59 @@ class Renderer:
         """Rows through the pattern; too long ones lose text (`shorten` first), never the template or `<X>`."""
         items = []
         for row in rows:
-            options = (row.options or self._options) if self.pattern.has_options else ()
             ids = self.pattern.render(
                 self.tokenizer,
                 row.fields,
-                options,
+                self._options_of(row),
                 max_tokens=self.max_tokens,
-                shorten=tuple(name for name in self.task.shorten if name in self.pattern.fields),
+                shorten=self._first_cut,
             )
             items.append(Item(ids, row.label, len(row.options) or len(self.verbalizer.words)))
         return items
+
+    def kept(self, row: EncodedRow) -> list[tuple[str, IntArray, int]]:
+        """Each text of a row in the pattern's order: its field (`options` for an option), its ids, how many are kept.
+
+        Raises:
+            UserError: not even a token of each text fits.
+        """
+        options = self._options_of(row)
+        names: list[str] = []
+        texts: list[IntArray] = []
+        for kind, name in self.pattern.parts:
+            here = [row.fields[name]] if kind == "field" else list(options) if kind == "options" else []
+            names += ["options" if kind == "options" else name] * len(here)
+            texts += here
+        lengths = list(map(len, texts))
+        fixed = self.pattern.fixed_tokens(self.tokenizer, len(options))
+        room = self.max_tokens - fixed
+        if room < sum(map(bool, lengths)):
+            raise self.pattern.no_room(len(options), fixed, len(lengths), self.max_tokens)
+        if sum(lengths) > room:
+            lengths = shortened(lengths, room, [names.index(name) for name in self._first_cut])
+        return list(zip(names, texts, lengths, strict=True))
+
+    def text(self, row: EncodedRow, shown: int) -> str:
+        """A row as it is rendered, for people: spaces between the parts, `<X>` for the mask, `shown` characters of a text."""
+        whole = [self.tokenizer.decode(ids[:n]) for _, ids, n in self.kept(row)]
+        texts = iter([text if len(text) <= shown else f"{text[:shown]}..." for text in whole])
+        parts = []
+        for kind, value in self.pattern.parts:
+            if kind == "field":
+                parts.append(next(texts))
+            elif kind == "options":
+                letters = LETTERS[: len(self._options_of(row))]
+                parts += [f"{letter}. {next(texts)} ." for letter in letters]
+            else:
+                parts.append(value)
+        return " ".join(parts)
+
+    def _options_of(self, row: EncodedRow) -> Sequence[IntArray]:
+        return (row.options or self._options) if self.pattern.has_options else ()
+
+    @property
+    def _first_cut(self) -> tuple[str, ...]:
+        return tuple(name for name in self.task.shorten if name in self.pattern.fields)
 
     def target_ids(self, items: Sequence[Item]) -> list[IntArray]:
         """What the decoder is to say for each item: sentinel, label word; no closing sentinel (released code)."""

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import torch
 
+from pretrain.backbone import Backbone
+from pretrain.devices import FILL
+from pretrain.plan_memory import FUSED, activation_bytes, decoder_bytes
+from pretrain.shapes import shape_of_config
+from pretrain.strategy import Strategy, Workload
+
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # man 5 proc: writing it sets VmHWM back to what is held now (Linux 4.0)
 
@@ -33,3 +39,24 @@ def peak_bytes(device: torch.device) -> int:
     return (
         1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )  # macOS counts bytes; no run was made there
+
+
+MOST_TOKENS = 16384  # of a micro-batch on a GPU; more fill no kernel better
+SHARE = 0.8  # of the free memory; the rest is for what comes and goes, and for long examples' attention
+
+
+def fitting_tokens(backbone: Backbone, free: float) -> int:
+    """Encoder tokens of a micro-batch whose way back fits a GPU's free memory, by the numbers of `ppt plan`.
+
+    Args:
+        backbone: loaded there.
+        free: bytes.
+
+    Returns:
+        A multiple of 1,024, at least one.
+    """
+    shape = shape_of_config(backbone.model.config.to_dict(), backbone.name)
+    strategy = Strategy(dtype=str(backbone.model.dtype).removeprefix("torch."))
+    work = Workload()
+    token = activation_bytes(shape, strategy, work, 1.0, FUSED) + decoder_bytes(shape, strategy, work, 1.0)
+    return min(MOST_TOKENS, max(FILL, int(SHARE * free / token) // FILL * FILL))

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpora.common.errors import UserError
-from finetune.draws import batches
 from finetune.methods import rows_for
+from finetune.present import check_task_names, present_tasks
 from finetune.results import KnownRows, ResultRow, cell_name, choice_name
+from finetune.wordings import variants
 from finetune.workshop import Cell, Workshop
 
 # Settings that hold for every cell of a run alike, and make it another cell where they differ.
 PROTOCOL = (
     "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
     "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype",
-    "max_test", "patience",
+    "max_test", "patience", "of_task", "weights",
 )  # fmt: skip
 
 
@@ -45,12 +46,14 @@ def plan(workshop: Workshop) -> list[Choice]:
         UserError: anything that a cell needs is missing or wrong.
     """
     settings = workshop.settings
-    names = [workshop.task(name).name for name in settings.tasks]
+    present = present_tasks(workshop)
+    names = [workshop.task(name).name for name in present]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"two task files have the name {sorted(twice)[0]}; give each a name of its own")
+    check_task_names(workshop, settings.of_task)
     choices = []
-    for name in settings.tasks:
+    for name in present:
         task = workshop.task(name)
         rows = rows_for(task, settings.methods)
         all_shots = settings.all_shots[:1] if task.many_labels else settings.all_shots
@@ -58,8 +61,9 @@ def plan(workshop: Workshop) -> list[Choice]:
             for seed in settings.seeds:
                 for row in rows:
                     rates = sorted(settings.rates(row.method))
-                    cells = tuple(Cell(name, shots, row, seed, rate) for rate in rates)
-                    choices.append(Choice(cells, tuple(key_of(workshop, cell) for cell in cells)))
+                    for init, wording in variants(task, row, settings.inits, settings.wordings):
+                        cells = tuple(Cell(name, shots, row, seed, rate, init, wording) for rate in rates)
+                        choices.append(Choice(cells, tuple(key_of(workshop, cell) for cell in cells)))
     return choices
 
 
@@ -79,10 +83,9 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
     """
     settings, task, row = workshop.settings, workshop.task(cell.task), cell.row
     backbone = workshop.backbone(row.spec.backbone)
-    workshop.renderer(cell.task, row.spec.backbone, row.pattern)  # refuses bad label words
+    workshop.renderer(cell)  # refuses bad label words
     drawn = workshop.draw(cell.task, cell.shots, cell.seed)
-    order = batches(len(drawn.train), settings.batch_size, settings.epochs, cell.seed, task.name)
-    text = task.pattern_text(row.pattern)
+    text = workshop.task_of(cell).pattern_text(row.pattern)
     protocol = settings.model_dump(mode="json", include=set(PROTOCOL))
     key: ResultRow = {
         "backbone": backbone.name,
@@ -95,11 +98,13 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
         "pattern": text,
         "hard_prompt": text if row.pattern == "hard" else None,
         "verbalizer": workshop.label_words(cell),
+        "wording": cell.wording,
+        "chosen_wording": workshop.wording(cell),
         "shots": len(drawn.train),
         "seed": cell.seed,
         "learning_rate": cell.learning_rate,
         "protocol": protocol,
-        "steps": len(order),
+        "steps": len(workshop.order(cell)),
         "n_train": len(drawn.train),
         "n_dev": len(drawn.dev),
         "n_test": len(workshop.test_rows(cell.task)),

@@ -16,7 +16,8 @@ from corpora.common.page import page
 from corpora.common.plots import missing_glyphs
 from finetune import report_plots as plots
 from finetune.report_costs import COST_FIELDS, cost_records, costs_of
-from finetune.report_missing import fewer_examples, missing_section
+from finetune.report_gaps import fewer_examples, left_out
+from finetune.report_missing import missing_section
 from finetune.report_read import Row, Run, check_protocol, choose_again, merge_rows, read_run
 from finetune.report_reference import reference_section
 from finetune.report_sections import closing, command, opening, results, warnings_of, words
@@ -30,6 +31,7 @@ from finetune.report_tables import (
     rates_of,
     summarise,
 )
+from finetune.report_wordings import wording_sections
 
 __all__ = ["Report", "report", "summarise"]
 
@@ -100,7 +102,7 @@ def report(
     seeds = sorted({int(row["seed"]) for row in rows})
     missing, lacking = missing_section(read, rows)
     warnings = [note for run in read for note in run.notes] + conflicts + lacking + fewer_examples(read, rows)
-    warnings += warnings_of(places, shots, rates, seeds)
+    warnings += warnings_of(places, shots, rates, seeds) + left_out(read, rows)
     if again:
         notes = [
             *notes,
@@ -119,6 +121,7 @@ def report(
                 section.title.startswith(("Test accuracy", "Comparisons")) for section in result_sections
             ]
             sections.insert(len(missing) + sum(first), reference_section(places, shots))
+        sections += wording_sections(read)
         sections += words(read, places, shots, backbone)
     for number, run in enumerate(metrics):
         picture = plots.pretraining(

@@ -1,8 +1,9 @@
-"""What the runs of a report asked for and did not get: cells without a row, test scores not taken, too few examples."""
+"""What the runs of a report asked for and did not get: cells without a row, test scores not taken."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from corpora.common.blocks import Code, Entry, Section, Table, Text
 from corpora.common.errors import UserError
 from corpora.common.settings import read_yaml
 from finetune.methods import METHODS, rows_for
-from finetune.report_read import Row, Run, best_dev_first, same_choice
-from finetune.task import Task
+from finetune.report_read import Row, Run, best_dev_first, same_choice, wording_of
+from finetune.settings import ALL
+from finetune.task import FIRST, Task
+from finetune.wordings import variants
 
 # Without these a folder's settings do not say which cells it asked for.
 NEEDED = ("backbone", "tasks", "methods", "seeds", "shots", "learning_rates", "ft_learning_rates")
@@ -33,6 +36,7 @@ class Asked:
         shots: training examples of the row: fewer than asked for where the set has no more.
         setting: the number that the setting `shots` gives; None where the task has a number for each label.
         start: how its prompt starts: an initialiser, `pretrained`, or nothing in full tuning.
+        wording: as the settings ask for it.
         backbones: fingerprints that its row may have; empty: any.
     """
 
@@ -45,12 +49,22 @@ class Asked:
     shots: int
     setting: int | None
     start: str
+    wording: str
     backbones: frozenset[str]
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """What it is, whoever asks."""
-        return (self.task, self.method, self.seed, self.rate, self.shots, self.start, self.backbones)
+        return (
+            self.task,
+            self.method,
+            self.seed,
+            self.rate,
+            self.shots,
+            self.start,
+            self.wording,
+            self.backbones,
+        )
 
     def is_row(self, row: Row) -> bool:
         """Whether a row of its task and method is this cell's."""
@@ -61,6 +75,7 @@ class Asked:
             and float(row["learning_rate"]) == self.rate
             and int(row["shots"]) == self.shots
             and start == self.start
+            and wording_of(row) == self.wording
             and (not self.backbones or str(row.get("backbone_fingerprint", "")) in self.backbones)
         )
 
@@ -89,12 +104,14 @@ def rates_asked(config: Mapping[str, Any], method: str) -> list[float]:
 
 
 def shots_asked(config: Mapping[str, Any]) -> list[int]:
-    """The numbers of training examples, smallest first."""
+    """The numbers of training examples, smallest first; none where all there are were asked for."""
     shots = config["shots"]
+    if shots == ALL:
+        return []
     return sorted(set(shots)) if isinstance(shots, list) else [int(shots)]
 
 
-def _per_label(config: Mapping[str, Any], task: Task) -> int:
+def per_label(config: Mapping[str, Any], task: Task) -> int:
     return int(task.shots_per_label or config.get("shots_per_label") or 8)
 
 
@@ -118,29 +135,49 @@ def asked_cells(run: Run, rows: Sequence[Row]) -> list[Asked]:
     cells: dict[tuple[Hashable, ...], Asked] = {}
     for named in map(str, config["tasks"]):
         task, name = load_task(named), task_name(named)
+        if name in run.left_out:
+            continue
         there = [row for row in rows if row["task"] == name]
         found = {int(row["shots"]) for row in there}
         fewer = bool(config.get("allow_fewer"))
-        if task and task.many_labels:
-            whole = _per_label(config, task) * len(task.verbalizer)
-            shots: list[tuple[int, int | None]] = [(_in_rows(whole, [whole], found, fewer), None)]
+        if config["shots"] == ALL:  # rows tell how many that is
+            shots: list[tuple[int, int | None]] = [(max(found, default=0), None)]
+        elif task and task.many_labels:
+            whole = per_label(config, task) * len(task.verbalizer)
+            shots = [(_in_rows(whole, [whole], found, fewer), None)]
         else:
             every = shots_asked(config)
             shots = [(_in_rows(n, every, found, fewer), n) for n in every]
         for method in _methods(task, config["methods"], there):
             spec = METHODS[method]
-            start = {"random": str(config.get("init", "normal")), "pretrained": "pretrained"}.get(
-                spec.init, ""
-            )
             backbones = _backbones(run, rows, spec.backbone)
-            for n, setting in shots:
-                for seed in config["seeds"]:
-                    for rate in rates_asked(config, method):
-                        cell = Asked(
-                            run.folder, named, name, method, int(seed), rate, n, setting, start, backbones
-                        )
-                        cells.setdefault(cell.key, cell)
+            every_cell = itertools.product(
+                shots, config["seeds"], rates_asked(config, method), _variants(task, method, config, there)
+            )
+            for (n, setting), seed, rate, (init, wording) in every_cell:
+                start = {"random": init, "pretrained": "pretrained"}.get(spec.init, "")
+                cell = Asked(
+                    run.folder, named, name, method, int(seed), rate, n, setting, start, wording, backbones
+                )
+                cells.setdefault(cell.key, cell)
     return list(cells.values())
+
+
+def _each(value: Any) -> list[str]:
+    return [str(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def _variants(
+    task: Task | None, method: str, config: Mapping[str, Any], rows: Iterable[Row]
+) -> list[tuple[str, str]]:
+    """(start, wording) of every line of a method; of wordings that its rows do not have where the task's file is gone, none."""
+    inits, wordings = _each(config.get("init", "normal")), _each(config.get("wording", FIRST))
+    if task is not None:
+        with contextlib.suppress(UserError):  # the file lost a wording or a pattern since
+            (row,) = rows_for(task, (method,))
+            return variants(task, row, inits, wordings)
+    there = {wording_of(row) for row in rows if row["method"] == method}
+    return [(init, wording) for wording in wordings if wording in there for init in inits]
 
 
 def _methods(task: Task | None, methods: Sequence[str], rows: Iterable[Row]) -> list[str]:
@@ -214,31 +251,40 @@ class Block:
     seeds: tuple[int, ...]
     rates: tuple[float, ...] | None  # None: the whole grid of each method
     cells: int
+    start: str | None = None  # of prompts that are not pre-trained, where the run has several
+    wording: str | None = None  # where the run has several
+
+
+def _apart(cell: Asked, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """A cell's start and wording as far as the run has several."""
+    inits, wordings = _each(config.get("init", "normal")), _each(config.get("wording", FIRST))
+    start = cell.start if len(inits) > 1 and METHODS[cell.method].init == "random" else None
+    return start, cell.wording if len(wordings) > 1 else None
 
 
 def blocks_of(cells: Sequence[Asked], config: Mapping[str, Any]) -> list[Block]:
     """Put missing cells together, seeds first, then tasks, then methods."""
-    rates = _grouped(((c.named, c.method, c.setting, c.seed), c.rate) for c in cells)
+    rates = _grouped(((c.named, c.method, c.setting, c.seed, _apart(c, config)), c.rate) for c in cells)
     seeds = _grouped(
         (
-            (named, method, setting, None if some == rates_asked(config, method) else tuple(some)),
+            (named, method, setting, None if some == rates_asked(config, method) else tuple(some), apart),
             seed,
         )
-        for (named, method, setting, seed), some in rates.items()
+        for (named, method, setting, seed, apart), some in rates.items()
     )
     tasks = _grouped(
-        ((method, setting, some, tuple(seed)), named)
-        for (named, method, setting, some), seed in seeds.items()
+        ((method, setting, some, tuple(seed), apart), named)
+        for (named, method, setting, some, apart), seed in seeds.items()
     )
     methods = _grouped(
-        ((tuple(named), setting, some, seed), method)
-        for (method, setting, some, seed), named in tasks.items()
+        ((tuple(named), setting, some, seed, apart), method)
+        for (method, setting, some, seed, apart), named in tasks.items()
     )
     blocks = []
-    for (named, setting, some, seed), group in methods.items():
+    for (named, setting, some, seed, apart), group in methods.items():
         rates_each = sum(len(some) if some else len(rates_asked(config, method)) for method in group)
         number = len(named) * len(seed) * rates_each
-        blocks.append(Block(named, tuple(group), setting, seed, some, number))
+        blocks.append(Block(named, tuple(group), setting, seed, some, number, *apart))
     return blocks
 
 
@@ -258,10 +304,17 @@ def block_command(block: Block, run: Run) -> str:
     ]
     if block.setting is not None and len(shots_asked(run.config)) > 1:
         words.append(f"shots={block.setting}")
+    words += [f"init={block.start}"] if block.start else []
+    words += [f"wording={block.wording}"] if block.wording else []
     if block.rates is not None:
         grid = _listed(block.rates, lambda rate: f"{rate!r}")
         words.append("learning_rates_of={" + ", ".join(f"{method}: {grid}" for method in block.methods) + "}")
     return shlex.join([*words, f"out={MISSING_RUN}"])
+
+
+def _with_variant(method: str, block: Block) -> str:
+    tells = [tell for tell in (block.start, block.wording and f"wording {block.wording}") if tell]
+    return f"{method} ({', '.join(tells)})" if tells else method
 
 
 def _whole_command(folder: str) -> str:
@@ -288,8 +341,10 @@ def missing_section(runs: Sequence[Run], rows: Sequence[Row]) -> tuple[list[Sect
             first = next(c for c in cells if c.named in block.tasks and c.setting == block.setting)
             texts = (
                 ", ".join(map(task_name, block.tasks)),
-                ", ".join(block.methods),
-                str(block.setting or f"{first.shots} (a number a label)"),
+                ", ".join(_with_variant(method, block) for method in block.methods),
+                ALL
+                if run.config["shots"] == ALL
+                else str(block.setting or f"{first.shots} (a number a label)"),
                 ", ".join(map(str, block.seeds)),
                 ", ".join(f"{rate:g}" for rate in block.rates) if block.rates else "all",
                 f"{block.cells} cells" if block.cells > 1 else "1 cell",
@@ -323,37 +378,3 @@ def missing_section(runs: Sequence[Run], rows: Sequence[Row]) -> tuple[list[Sect
     head = ("run", "task", "method", "examples", "seeds", "rates", "missing")
     blocks = (Text(text), Table(head, tuple(body), words=True), Code("\n".join(commands), "text"))
     return [Section("Missing cells", blocks)], [f"{said}; see Missing cells"]
-
-
-def fewer_examples(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
-    """A warning for each task whose set had fewer examples than its run asked for (`allow_fewer`)."""
-    found: dict[str, None] = {}
-    for run in runs:
-        config = run.config
-        if config.get("shots") is None:
-            continue
-        for named in map(str, config.get("tasks") or ()):
-            task = load_task(named)
-            if task is None:
-                continue
-            own = [row for row in run.rows if row["task"] == task.name]
-            each = _per_label(config, task) * len(task.verbalizer) if task.many_labels else None
-            train = sorted({int(row["n_train"]) for row in own if row.get("n_train") is not None})
-            dev = sorted({int(row["n_dev"]) for row in own if row.get("n_dev") is not None})
-            wanted = [each] if each else shots_asked(config)
-            for n in train:
-                more = [asked for asked in wanted if asked > n]
-                if n not in wanted and more:
-                    found[_fewer(task.name, n, more, "to train on")] = None
-            asked_dev = each or config.get("dev_shots")
-            found |= {
-                _fewer(task.name, n, [asked_dev], "to choose by"): None
-                for n in dev
-                if asked_dev and n < asked_dev
-            }
-    return list(found)
-
-
-def _fewer(task: str, n: int, asked: Sequence[int], what: str) -> str:
-    wanted = " and ".join(map(str, asked))
-    return f"{task} has {n} examples {what}, {wanted} were asked for: its set has no more (allow_fewer)"

@@ -67,11 +67,15 @@ def _styles(lines: Sequence[Line]) -> dict[Line, tuple[str, str, str]]:
     return styles
 
 
+def _longest(lines: Sequence[Line]) -> int:
+    return max(len(line.label) for line in lines)
+
+
 def bars(places: Places, shots: dict[str, int], chance: dict[str, float]) -> Picture:
     """Mean test score of every line on every task: bars with sample deviations, a dot for each seed, a line at chance."""
     lines = sorted({line for line, _, _ in places})
     styles = _styles(lines)
-    columns, rows = legend_shape(len(lines), min(PANELS, len(shots)))
+    columns, rows = legend_shape(len(lines), min(PANELS, len(shots)), _longest(lines))
     figure, axes = make_panels(list(shots), 2.5, rows)
     for number, (axis, (task, n)) in enumerate(zip(axes, shots.items(), strict=True)):
         for x, line in enumerate(lines):
@@ -157,7 +161,7 @@ def curves(
     if not drawn:
         return None
     shown = [line for line in lines if any(line in some for some in drawn.values())]
-    columns, legend_rows = legend_shape(len(shown), min(PANELS, len(drawn)))
+    columns, legend_rows = legend_shape(len(shown), min(PANELS, len(drawn)), _longest(shown))
     figure, axes = make_panels(list(drawn), 2.3, legend_rows)
     for number, (axis, some) in enumerate(zip(axes, drawn.values(), strict=True)):
         for line, averaged in some.items():
@@ -201,7 +205,7 @@ def efficiency(places: Places) -> Picture | None:
     }
     lines = sorted({line for (line, _), some in several.items() if len(some) > 1})
     styles = _styles(lines)
-    columns, legend_rows = legend_shape(len(lines), min(PANELS, len(tasks)))
+    columns, legend_rows = legend_shape(len(lines), min(PANELS, len(tasks)), _longest(lines))
     figure, axes = make_panels(tasks, 2.5, legend_rows)
     for number, (axis, task) in enumerate(zip(axes, tasks, strict=True)):
         for line in lines:

@@ -12,6 +12,7 @@ from typing import Any
 from corpora.common.errors import UserError, at
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
+from finetune.task import BY_DEV, FIRST
 
 Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
 
@@ -27,6 +28,7 @@ KEY_FIELDS = (
     "pattern",
     "hard_prompt",
     "verbalizer",
+    "wording",
     "protocol",
     "learning_rate",
 )
@@ -43,6 +45,7 @@ class Run:
         libraries: versions that made it, empty where it does not say.
         metrics: rows of a pre-training run's `metrics.jsonl`.
         notes: what is to be told about reading it.
+        left_out: task -> what was looked for, where it had no data.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Run:
     libraries: dict[str, str]
     metrics: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def read_lines(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
@@ -112,11 +116,13 @@ def read_run(folder: Path | str) -> Run:
             rows[str(row["cell"])] = {**row, "run": str(folder)}
     config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     libraries: dict[str, str] = {}
+    left_out: dict[str, str] = {}
     if (folder / "manifest.json").exists():
         manifest = read_json(folder / "manifest.json")
-        libraries = manifest.get("libraries", {}) if isinstance(manifest, dict) else {}
+        if isinstance(manifest, dict):
+            libraries, left_out = manifest.get("libraries", {}), manifest.get("left_out", {})
     lines = read_lines(metrics, notes) if metrics.exists() else []
-    return Run(folder, list(rows.values()), config, libraries, lines, notes)
+    return Run(folder, list(rows.values()), config, libraries, lines, notes, left_out)
 
 
 def read_curves(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
@@ -159,7 +165,7 @@ def check_protocol(rows: Sequence[Row]) -> None:
     """Refuse rows that were not made under one protocol on the same data.
 
     The protocol is the same for all rows; a task's version, data and number of test examples for all rows of the task;
-    the verbalizer and the pattern for all rows of a task and method; the pre-trained prompt for all rows of a task, method
+    the verbalizer and the pattern for all rows of a task, method and wording, unless each seed chose its wording; the pre-trained prompt for all rows of a task, method
     and backbone. Seeds, rates, numbers of examples, backbones and their tokenizers may differ.
 
     Raises:
@@ -175,17 +181,22 @@ def check_protocol(rows: Sequence[Row]) -> None:
         if row.get("chosen"):
             _refuse("n_test", first_of.setdefault((task, "test"), row), row, f" (task {task})")
         where = f" (task {task}, method {method})"
-        for name in ("verbalizer", "hard_prompt", "pattern"):
-            _refuse(name, first_of.setdefault((task, method, ""), row), row, where)
+        for name in ("verbalizer", "hard_prompt", "pattern") if wording_of(row) != BY_DEV else ():
+            _refuse(name, first_of.setdefault((task, method, "wording", wording_of(row)), row), row, where)
         if row.get("init") and row["init"] not in RANDOM_STARTS:
             backbone = str(row.get("backbone_fingerprint", ""))
             _refuse("init", first_of.setdefault((task, method, "init", backbone), row), row, where)
 
 
+def wording_of(row: Row) -> str:
+    """The wording that a row's run asked for: its name, or dev where each seed chose."""
+    return str(row.get("wording", FIRST))
+
+
 def same_choice(row: Row) -> tuple[str, ...]:
     """What rows share that differ in nothing but the learning rate: a seed chooses one of them by dev."""
     fields = ("method", "init", "backbone_fingerprint", "task", "shots", "seed")
-    return tuple(str(row.get(name)) for name in fields)
+    return (*(str(row.get(name)) for name in fields), wording_of(row))
 
 
 def best_dev_first(row: Row) -> tuple[float, float, float]:

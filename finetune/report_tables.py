@@ -10,7 +10,8 @@ from typing import Any
 from corpora.common.blocks import Entry, Table
 from corpora.common.errors import UserError
 from finetune.methods import METHODS
-from finetune.report_read import KEY_FIELDS, RANDOM_STARTS, Row
+from finetune.report_read import KEY_FIELDS, RANDOM_STARTS, Row, wording_of
+from finetune.task import BY_DEV, FIRST
 
 # Titles of the rows, in the table's order; methods of other releases follow by name.
 METHOD_NAMES = {name: method.title for name, method in METHODS.items()}
@@ -26,9 +27,10 @@ class Line:
     order: int
     method: str
     start: str
+    wording: int  # the task's own first, others as they were run, the choice by dev last
     backbone: str
     label: str
-    key: str  # METHOD of summary.json; with the start or backbone behind a colon where a method has several
+    key: str  # METHOD of summary.json; with start, wording or backbone behind a colon where a method has several
 
 
 @dataclass(frozen=True)
@@ -73,25 +75,37 @@ def _order(method: str) -> int:
     return names.index(method) if method in names else len(names)
 
 
-def lines_of(rows: Iterable[Row]) -> dict[tuple[str, str, str], Line]:
-    """The table's lines: (method, start, backbone fingerprint) -> Line, labelled as far as they need telling apart."""
-    found: dict[tuple[str, str, str], str] = {}
+LineKey = tuple[str, str, str, str]  # method, start, wording, backbone fingerprint
+
+
+def _line_key(row: Row, method: str) -> LineKey:
+    return method, _start(row), wording_of(row), str(row.get("backbone_fingerprint", ""))
+
+
+def lines_of(rows: Iterable[Row]) -> dict[LineKey, Line]:
+    """The table's lines, labelled as far as they need telling apart."""
+    found: dict[LineKey, str] = {}
     for row in rows:
         fingerprint = str(row.get("backbone_fingerprint", ""))
         name = str(row.get("backbone") or fingerprint[:8]).rstrip("/").rsplit("/", 1)[-1]
         for method in (str(row["method"]), *map(str, row.get("fills") or ())):
-            found.setdefault((method, _start(row), fingerprint), name)
+            found.setdefault(_line_key(row, method), name)
+    wordings = [FIRST, *dict.fromkeys(key[2] for key in found if key[2] not in (FIRST, BY_DEV)), BY_DEV]
     lines = {}
-    for (method, start, fingerprint), name in found.items():
+    for line_key, name in found.items():
+        method, start, wording, fingerprint = line_key
         kin = [other for other in found if other[0] == method]
         tells = []
         if len({other[1] for other in kin}) > 1 and start:
             tells.append(start.replace("_", " "))
         if len({other[2] for other in kin}) > 1:
+            tells.append("wording by dev" if wording == BY_DEV else f"wording {wording}".replace("_", " "))
+        if len({other[3] for other in kin}) > 1:
             tells.append(name)
         label = METHOD_NAMES.get(method, method) + (f" ({', '.join(tells)})" if tells else "")
         key = ":".join([method, *(tell.replace(" ", "_") for tell in tells)])
-        lines[method, start, fingerprint] = Line(_order(method), method, start, fingerprint, label, key)
+        place = wordings.index(wording)
+        lines[line_key] = Line(_order(method), method, start, place, fingerprint, label, key)
     return lines
 
 
@@ -109,7 +123,7 @@ def places_of(rows: Sequence[Row]) -> Places:
             if not row.get("chosen"):
                 continue
             for method in (row.get("fills") or ()) if by_fill else (row["method"],):
-                line = lines[str(method), _start(row), str(row.get("backbone_fingerprint", ""))]
+                line = lines[_line_key(row, str(method))]
                 place = (line, str(row["task"]), int(row["shots"]))
                 if by_fill and place in taken and place not in filled:
                     continue
@@ -210,7 +224,7 @@ def rates_of(rows: Sequence[Row]) -> dict[tuple[Line, str, int], Rates]:
         ran = set(groups)
         for row in rows:
             for method in (row.get("fills") or ()) if by_fill else (row["method"],):
-                line = lines[str(method), _start(row), str(row.get("backbone_fingerprint", ""))]
+                line = lines[_line_key(row, str(method))]
                 place = (line, str(row["task"]), int(row["shots"]))
                 if not by_fill or place not in ran:
                     groups.setdefault(place, {}).setdefault(float(row["learning_rate"]), []).append(row)

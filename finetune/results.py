@@ -17,7 +17,7 @@ ResultRow = dict[str, Any]
 # What makes a cell the cell it is; each stands as a field of its row (architecture.md, few-shot run).
 KEY = (
     "backbone_fingerprint", "task", "task_version", "data_fingerprint", "method", "init", "pattern", "hard_prompt",
-    "verbalizer", "shots", "seed", "learning_rate", "protocol",
+    "verbalizer", "wording", "shots", "seed", "learning_rate", "protocol",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from corpora.common.files import write_bytes_atomic
 from corpora.common.progress import say
-from finetune.choices import finish_choice, tune_options
+from finetune.choices import finish_choice
 from finetune.plan import Choice
 from finetune.results import ResultRow
 from finetune.tune import Bank, Outcome, Place, Trial
@@ -48,7 +48,7 @@ class Schedule:
             key["cell"]: (choice, number) for choice in choices for number, key in enumerate(choice.keys)
         }
         self.bank = Bank(
-            workshop.net(which), tune_options(settings), settings.prompts_together, settings.prompt_len
+            workshop.net(which), workshop.options(which), settings.prompts_together, settings.prompt_len
         )
         self.names: list[str | None] = [None] * settings.prompts_together  # of the cells in the bank's places
         self.done: dict[str, Outcome] = {}  # of choices that are not done
@@ -124,7 +124,7 @@ class Schedule:
             "version": VERSION,
             "backbone": self.bank.backbone.fingerprint,
             "prompts_together": settings.prompts_together,
-            "batch_tokens": settings.micro_batch_tokens,
+            "batch_tokens": self.bank.options.batch_tokens,
         }
 
     def _save(self) -> None:

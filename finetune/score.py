@@ -117,8 +117,10 @@ def score_items(
     passes = []
     for rows in packed_batches([len(item.input_ids) + prompt_len for item in items], batch_tokens):
         here = [items[row] for row in rows]
-        batch = _packed(backbone, [each[row] for row in rows], here, prompt_len, which[rows]).to(device)
-        states = encode_prompted(backbone, prompts_KPD, batch, options)
+        # The first block reads every prompt that it is given, so those of other micro-batches stay away.
+        used, prompts = np.unique(which[rows], return_inverse=True)
+        batch = _packed(backbone, [each[row] for row in rows], here, prompt_len, prompts).to(device)
+        states = encode_prompted(backbone, prompts_KPD[torch.from_numpy(used).to(device)], batch, options)
         asked = [words[each[row]] for row in rows]
         for part in _decoder_passes(asked, batch_tokens, backbone.vocab_size):
             passes.append((rows[part], _read(backbone, *states, part, [asked[i] for i in part])))

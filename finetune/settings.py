@@ -8,10 +8,23 @@ from pydantic import Field, field_validator, model_validator
 
 from corpora.common.errors import UserError, nearest
 from corpora.common.settings import Settings
+from finetune.draws import EVERY, Asked
 from finetune.methods import METHODS
+from finetune.task import FIRST
+from pretrain.settings import Weights
 
+ALL = "all"  # of `shots`: every training row that dev leaves
 # The names of pretrain.prompts.INITIALISERS, which takes seconds to import: settings are read before processes start.
 INITS = ("normal", "vocabulary", "label_words")
+
+
+class TaskSettings(Settings):
+    """What one task has otherwise than the run; None: as the run."""
+
+    epochs: int | None = Field(default=None, ge=1)
+    ft_epochs: int | None = Field(default=None, ge=1)  # full tuning's; None: as `epochs`
+    eval_every: int | None = Field(default=None, ge=1)
+    dev_shots: int | None = Field(default=None, ge=1)
 
 
 class FewshotSettings(Settings):
@@ -29,7 +42,9 @@ class FewshotSettings(Settings):
     methods: tuple[str, ...] = tuple(METHODS)
     data: str | dict[str, str] | None = None  # data folder, or a folder for each task; None: the hub
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    shots: int | tuple[int, ...] = 32  # training examples of tasks with up to five labels; several: a curve
+    skip_missing: bool = False  # leave out tasks whose data are neither in local files nor on the hub
+    # Training examples of tasks with up to five labels; several: a curve; all: the whole training set.
+    shots: int | tuple[int, ...] | Literal["all"] = 32
     dev_shots: int = Field(default=32, ge=1)  # examples to choose by
     shots_per_label: int = Field(default=8, ge=1)  # for tasks with more labels; in dev as well
     stratified: bool = False  # draw the same number of each label
@@ -38,6 +53,7 @@ class FewshotSettings(Settings):
     epochs: int = Field(default=50, ge=1)
     batch_size: int = Field(default=16, ge=1)
     eval_every: int = Field(default=6, ge=1)  # optimiser steps between dev scores
+    of_task: dict[str, TaskSettings] = Field(default_factory=dict)  # task name -> what it has otherwise
     patience: int | None = Field(
         default=None, ge=1
     )  # stop a cell after so many dev scores without a better one
@@ -52,17 +68,20 @@ class FewshotSettings(Settings):
         default=1.0, ge=0
     )  # gradient norm of a prompt (of all weights in full tuning); 0: off
     prompt_len: int = Field(default=100, ge=1)
-    init: str = "normal"  # where a method's prompt is not a pre-trained one
+    # Of prompts that are not pre-trained; several: a line of the table each.
+    init: str | tuple[str, ...] = "normal"
+    wording: str | tuple[str, ...] = FIRST  # of task files; dev: each seed's choice; several: a line each
     count: Literal["label", "all"] = "label"  # target positions in the loss; "all" as the released code
     length_normalised: bool = False  # divide a label's score by its number of tokens
     calibration: Literal["contextual"] | None = (
         None  # divide label probabilities by those of content-free texts (Zhao et al. 2021)
     )
     dtype: Literal["float32", "bfloat16"] = "float32"  # of a frozen backbone
+    weights: Weights = "full"  # how the frozen backbone's linear layers are held: full, int8, nf4, fp8
     device: str | None = None  # None: a GPU where there is one
     batch_tokens: int | None = Field(
         default=None, ge=64
-    )  # encoder tokens of a micro-batch; None: by the device
+    )  # encoder tokens of a micro-batch; None: by the device and its memory
     prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
     processes: int | None = Field(
         default=None, ge=1
@@ -84,15 +103,19 @@ class FewshotSettings(Settings):
 
     @field_validator("shots")
     @classmethod
-    def _some_shots(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    def _some_shots(cls, value: int | tuple[int, ...] | str) -> int | tuple[int, ...] | str:
+        if isinstance(value, str):
+            return value
         numbers = (value,) if isinstance(value, int) else value
         if not numbers or min(numbers) < 1:
             raise ValueError("expected one example or more")
         return value
 
-    @field_validator("tasks", "methods", "seeds", "learning_rates", "ft_learning_rates")
+    @field_validator("tasks", "methods", "seeds", "learning_rates", "ft_learning_rates", "init", "wording")
     @classmethod
-    def _some_and_each_once(cls, value: tuple[object, ...]) -> object:
+    def _some_and_each_once(cls, value: tuple[object, ...] | str) -> object:
+        if isinstance(value, str):
+            return value
         if not value:
             raise ValueError("expected one or more")
         if len(set(value)) != len(value):
@@ -101,9 +124,10 @@ class FewshotSettings(Settings):
 
     @field_validator("init")
     @classmethod
-    def _known_init(cls, value: str) -> str:
-        if value not in INITS:
-            raise ValueError(f'no initialisation "{value}"{nearest(value, INITS)}')
+    def _known_init(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in _each(value):
+            if name not in INITS:
+                raise ValueError(f'no initialisation "{name}"{nearest(name, INITS)}')
         return value
 
     @model_validator(mode="after")
@@ -132,22 +156,46 @@ class FewshotSettings(Settings):
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
-    def micro_batch_tokens(self) -> int:
-        """Encoder tokens of a micro-batch, padding included.
-
-        On a CPU a small one that stays in the cache is faster. Measured at 3M weights: 1,024 takes 5 % less than 2,048 in
-        float32, 2,048 takes 6 % less than 1,024 in bfloat16.
-        """
-        if self.batch_tokens is not None:
-            return self.batch_tokens
-        if self.resolved_device != "cpu":
-            return 16384
-        return 2048 if self.dtype == "bfloat16" else 1024
-
-    @property
     def all_shots(self) -> tuple[int, ...]:
         """Every number of training examples asked for, smallest first."""
+        if isinstance(self.shots, str):
+            return (EVERY,)
         return (self.shots,) if isinstance(self.shots, int) else tuple(sorted(set(self.shots)))
+
+    @property
+    def inits(self) -> tuple[str, ...]:
+        """Every start of prompts that are not pre-trained."""
+        return _each(self.init)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Every wording of the tasks that is asked for, `dev` among them."""
+        return _each(self.wording)
+
+    def epochs_of(self, task: str, trains: Literal["prompt", "backbone"]) -> int:
+        """How often a task's cells see each training example."""
+        own = self.of_task.get(task, TaskSettings())
+        ft = own.ft_epochs if trains == "backbone" else None
+        return ft or own.epochs or self.epochs
+
+    def eval_every_of(self, task: str) -> int:
+        """Optimiser steps between a task's dev scores."""
+        return self.of_task.get(task, TaskSettings()).eval_every or self.eval_every
+
+    @property
+    def asked(self) -> Asked:
+        """What every task's rows have to be enough for."""
+        own = {task: one.dev_shots for task, one in self.of_task.items() if one.dev_shots}
+        return Asked(
+            shots=self.all_shots,
+            dev_shots=self.dev_shots,
+            shots_per_label=self.shots_per_label,
+            seeds=self.seeds,
+            stratified=self.stratified,
+            allow_fewer=self.allow_fewer or self.shots == ALL,
+            prompt_len=self.prompt_len,
+            dev_shots_of=own,
+        )
 
     def rates(self, method: str) -> tuple[float, ...]:
         """The learning rates that a method tries."""
@@ -169,3 +217,7 @@ class FewshotSettings(Settings):
                 )
             return self.lm_backbone
         return self.backbone
+
+
+def _each(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value

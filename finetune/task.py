@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from corpora.common.errors import UserError, nearest
-from corpora.common.settings import Settings, make_settings, read_yaml
+from corpora.common.settings import Faults, Settings, make_settings, read_yaml
 from corpora.formats import ENCODER_TOKENS, MAX_OPTIONS, Pattern
 
 TASKS = Path(__file__).parent / "tasks"
@@ -17,14 +17,19 @@ MANY_LABELS = 5  # with more, every prompt row is a multiple choice (method.md, 
 
 PatternKind = Literal["plain", "hard", "unified"]
 
+FIRST = "first"  # the wording that a task file's own keys make
+BY_DEV = (
+    "dev"  # not a wording: each seed takes the one that its dev examples like best (finetune/wordings.py)
+)
+
 
 class Source(Settings):
     """Where a set's columns are, in files of one kind.
 
     `fields` maps a pattern's field to a column (a field that is not named has a column of its own name);
-    `options` is the column with a row's list of options, or one column each; `labels` says what the
-    label numbers 0, 1, ... mean, as names out of the task's `labels`; rows whose label is in
-    `unlabelled` are left out and counted.
+    `options` is the column with a row's list of options, or one column each (the last ones may be empty);
+    `labels` says what the label numbers 0, 1, ... mean, as names out of the task's `labels`; rows whose
+    label is in `unlabelled` are left out and counted.
     """
 
     fields: dict[str, str] = Field(default_factory=dict)
@@ -32,15 +37,16 @@ class Source(Settings):
     label: str = "label"
     labels: tuple[str, ...] = ()
     unlabelled: tuple[str | int, ...] = ()
+    first_option: Literal[0, 1] = 0  # the number that stands for a row's first option
 
 
 class LocalSource(Source):
-    """JSONL or CSV files (plain or .gz) in a folder; `train` and `test` are file names without their endings.
+    """JSONL, CSV or TSV files (plain or .gz) in a folder; `train` and `test` are file names, endings may be left out.
 
     An empty `test` takes the first that is there of test, validation and dev.
     """
 
-    folder: str = ""  # below the data folder; empty: the task's name
+    folder: str = ""  # below the data folder or the task file's own; empty: the task's name
     train: tuple[str, ...] = ("train",)
     test: tuple[str, ...] = ()
 
@@ -53,6 +59,38 @@ class HubSource(Source):
     train: str = "train"
     test: str = "validation"
     verified: bool = False  # whether someone loaded it by this name; a machine without a network cannot
+
+
+class Wording(Settings):
+    """Another way to ask for a task's labels; what it leaves out stays as the task has it."""
+
+    name: str
+    pattern: str | None = None
+    hard: str | None = None
+    verbalizer: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_text(cls, values: Any) -> Any:
+        return _refuse_bare_yes(values, ("verbalizer",))
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Wording:
+        if self.name in (FIRST, BY_DEV):
+            raise ValueError(f'"{self.name}" has a meaning of its own as a wording; choose another name')
+        if not (self.pattern or self.hard or self.verbalizer):
+            raise ValueError(f'wording "{self.name}" changes nothing; expected pattern, hard or verbalizer')
+        return self
+
+
+def _refuse_bare_yes(values: Any, keys: Sequence[str]) -> Any:
+    """Refuse words that YAML has read as true or false."""
+    for key in keys if isinstance(values, dict) else ():
+        if any(isinstance(word, bool) for word in values.get(key) or ()):
+            raise ValueError(
+                f'{key} holds a bare yes, no, true or false, which YAML reads as no word; write "yes", "no"'
+            )
+    return values
 
 
 class Task(Settings):
@@ -74,6 +112,7 @@ class Task(Settings):
     pattern: str = ""  # PT, PPT; empty in a `unified` task: its `unified` pattern
     unified: str | None = None  # Unified PPT; for multiple_choice: `pattern` where absent
     hard: str | None = None  # FT and the hybrid rows
+    wordings: tuple[Wording, ...] = ()  # other patterns and words to choose from
     local: LocalSource = LocalSource()
     hub: HubSource | None = None
     metric: Literal["accuracy"] = "accuracy"  # what dev chooses by
@@ -93,12 +132,7 @@ class Task(Settings):
     @classmethod
     def _fill(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            values = dict(values)
-            for key in ("verbalizer", "labels"):
-                if any(isinstance(word, bool) for word in values.get(key) or ()):
-                    raise ValueError(
-                        f'{key} holds a bare yes, no, true or false, which YAML reads as no word; write "yes", "no"'
-                    )
+            values = dict(_refuse_bare_yes(values, ("verbalizer", "labels")))
             if values.get("format") == "unified" and not values.get("pattern"):
                 values["pattern"] = values.get("unified") or ""
             if values.get("format") in ("unified", "multiple_choice") and not values.get("unified"):
@@ -109,43 +143,94 @@ class Task(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Task:
+        faults = list(self._faults())
+        if faults:
+            raise Faults(faults)
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        """Everything in the file that cannot be meant."""
         if not self.pattern:
-            raise ValueError('key "pattern" is missing')
-        if self.verbalizer and len(self.verbalizer) < 2:
-            raise ValueError("verbalizer has one word; expected two labels or more")
-        if len(self.labels) != len(self.verbalizer):
-            raise ValueError(
-                f"{len(self.labels)} labels ({', '.join(self.labels)}) but {len(self.verbalizer)} verbalizer "
+            yield 'key "pattern" is missing'
+        n = len(self.verbalizer)
+        if n == 1:
+            yield "verbalizer has one word; expected two labels or more"
+        if len(self.labels) != n:
+            yield (
+                f"{len(self.labels)} labels ({', '.join(self.labels)}) but {n} verbalizer "
                 f"words ({', '.join(self.verbalizer)}); expected a word for each label, in the same order"
             )
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels holds a name twice: {', '.join(self.labels)}")
-        if len(self.verbalizer) > MAX_OPTIONS and (self.format == "unified" or self.unified):
-            raise ValueError(
-                f"{len(self.verbalizer)} labels; a multiple choice has at most {MAX_OPTIONS} (letters A to P)"
+        for what, names in (("labels", self.labels), ("verbalizer", self.verbalizer)):
+            if len(set(names)) != len(names) and (what == "labels" or self.labels != self.verbalizer):
+                yield f"{what} holds a name twice: {', '.join(names)}"
+        if n > MAX_OPTIONS and (self.format == "unified" or self.unified):
+            yield f"{n} labels; a multiple choice has at most {MAX_OPTIONS} (letters A to P)"
+        if n > MANY_LABELS and self.format != "unified":
+            yield (
+                f"{n} labels with format {self.format}; more than {MANY_LABELS} labels need format: unified"
             )
-        if len(self.verbalizer) > MANY_LABELS and self.format != "unified":
-            raise ValueError(
-                f"{len(self.verbalizer)} labels with format {self.format}; "
-                f"more than {MANY_LABELS} labels need format: unified"
-            )
+        known: dict[str, None] = {}
         for kind, text in self.patterns().items():
             try:
                 pattern = Pattern.parse(text)
             except UserError as error:
-                raise ValueError(f"the {kind} pattern: {error}") from error
+                yield f"the {kind} pattern: {error}"
+                continue
+            known.update(dict.fromkeys(pattern.fields))
             choice = kind == "unified" or self.format in ("unified", "multiple_choice") or not self.verbalizer
             if choice and not pattern.has_options:
-                raise ValueError(f'the {kind} pattern "{text}" has no {{options}}')
-        known = self.field_names()
+                yield f'the {kind} pattern "{text}" has no {{options}}'
         for name in (*self.shorten, *self.local.fields, *(self.hub.fields if self.hub else ())):
-            if name not in known:
-                raise ValueError(f'"{name}" is no field of the patterns{nearest(name, known)}')
+            if known and name not in known:
+                yield f'"{name}" is no field of the patterns{nearest(name, known)}'
         for source in (self.local, self.hub):
             for label in source.labels if source else ():
                 if label not in self.labels:
-                    raise ValueError(f'a source names the label "{label}"{nearest(label, self.labels)}')
-        return self
+                    yield f'a source names the label "{label}"{nearest(label, self.labels)}'
+        yield from self._wording_faults(list(known))
+
+    def _wording_faults(self, fields: Sequence[str]) -> Iterator[str]:
+        names = [wording.name for wording in self.wordings]
+        if len(set(names)) != len(names):
+            yield f"wordings holds a name twice: {', '.join(names)}"
+        for wording in self.wordings:
+            try:
+                read = self._reworded(wording).field_names()
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+                yield f'wording "{wording.name}": {reason}'
+                continue
+            for name in read:
+                if name not in fields:  # the data are read once, for all wordings
+                    yield f'wording "{wording.name}" reads the field "{name}"{nearest(name, fields)}'
+
+    def _reworded(self, wording: Wording) -> Task:
+        changes: dict[str, Any] = {}
+        if wording.pattern:
+            changes["pattern"] = wording.pattern
+            if self.unified == self.pattern:  # one pattern under two names stays one
+                changes["unified"] = wording.pattern
+        if wording.hard:
+            changes["hard"] = wording.hard
+        if wording.verbalizer:
+            changes["verbalizer"] = wording.verbalizer
+        task = Task.model_validate({**self.model_dump(exclude={"wordings"}), **changes})
+        task._folder = self._folder
+        return task
+
+    def worded(self, name: str) -> Task:
+        """The task under one of its wordings; `first` is what its own keys say. Data and labels stay the same.
+
+        Raises:
+            UserError: the file has no such wording.
+        """
+        if name == FIRST:
+            return self
+        for wording in self.wordings:
+            if wording.name == name:
+                return self._reworded(wording)
+        known = (FIRST, *(wording.name for wording in self.wordings))
+        raise UserError(f'task {self.name} has no wording "{name}"{nearest(name, known)}')
 
     @classmethod
     def load(cls, name: str | Path) -> Task:
@@ -155,22 +240,35 @@ class Task(Settings):
             name: a task that ships with the project (`cb`), or the path of a YAML file.
 
         Raises:
-            UserError: no such task, or its file is wrong, naming the file and the key.
+            UserError: no such task, or its file is wrong, naming the file and the key; its `others` are what else
+                is wrong with it.
+        """
+        path = cls.path_of(name)
+        by_path = path.parent != TASKS
+        values = read_yaml(path)
+        values.setdefault("name", path.stem)
+        task = make_settings(cls, values, str(path) if by_path else f"task {path.stem}")
+        if by_path:
+            task._folder = path.parent
+        return task
+
+    @staticmethod
+    def path_of(name: str | Path) -> Path:
+        """The file of a task, named as for `load`.
+
+        Raises:
+            UserError: no task of that name ships with the project.
         """
         text = str(name)
-        by_path = text.endswith((".yaml", ".yml")) or "/" in text
-        path = Path(text) if by_path else TASKS / f"{text}.yaml"
-        if not by_path and not path.exists():
+        if text.endswith((".yaml", ".yml")) or "/" in text:
+            return Path(text)
+        path = TASKS / f"{text}.yaml"
+        if not path.exists():
             raise UserError(
                 f'no task "{text}" ships with the project{nearest(text, shipped_tasks())} '
                 "(a task of your own is named by the path of its YAML file)"
             )
-        values = read_yaml(path)
-        values.setdefault("name", path.stem)
-        task = make_settings(cls, values, str(path) if by_path else f"task {text}")
-        if by_path:
-            task._folder = path.parent
-        return task
+        return path
 
     @property
     def folder(self) -> Path | None:
@@ -189,7 +287,7 @@ class Task(Settings):
 
     def patterns(self) -> dict[PatternKind, str]:
         """The patterns that the file gives, by kind."""
-        found: dict[PatternKind, str] = {"plain": self.pattern}
+        found: dict[PatternKind, str] = {"plain": self.pattern} if self.pattern else {}
         if self.hard:
             found["hard"] = self.hard
         if self.unified:

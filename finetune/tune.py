@@ -41,12 +41,17 @@ class Trial:
     start_PD: torch.Tensor | None = None  # the prompt at step 0; None in full tuning
     name: str = ""  # for messages
     content_free: Sequence[Item] = ()  # what its scores are calibrated by; empty: they are not
+    eval_every: int | None = None  # optimiser steps between dev scores; None: as the options
     same_start: str = ""  # equal in trials that have both `start_PD` and `dev` in common; empty: in none
 
     @property
     def verbalizer(self) -> Verbalizer:
         """Words of the labels."""
         return self.renderer.verbalizer
+
+    def scored_at(self, options: TuneOptions) -> list[int]:
+        """Steps after which dev is scored."""
+        return evaluation_steps(len(self.order), self.eval_every or options.eval_every)
 
 
 @dataclass
@@ -128,12 +133,12 @@ class Place:
     step: int = 0
     scored: int = -1  # step of its last dev score
 
-    def due(self, every: int) -> bool:
+    def due(self, options: TuneOptions) -> bool:
         """Whether dev is to be scored before it goes on."""
         return (
             self.scored < self.step
             and self.outcome.diverged is None
-            and self.step in evaluation_steps(len(self.trial.order), every)
+            and self.step in self.trial.scored_at(options)
         )
 
     def finished(self, patience: int | None) -> bool:
@@ -226,7 +231,7 @@ class Bank:
 
     def _score_due(self) -> None:
         began = time.perf_counter()
-        due = [(k, place) for k, place in self._under_way() if place.due(self.options.eval_every)]
+        due = [(k, place) for k, place in self._under_way() if place.due(self.options)]
         if not due:
             return
         # Before the first step, trials of one start and one dev set (rates of a seed) have one score.
@@ -274,40 +279,42 @@ class Bank:
             for (_, place), batch in zip(active, own, strict=True)
             for ids in place.trial.renderer.target_ids(batch)
         ]
-        prompts_KPD = self._prompts_of([k for k, _ in active])
+        prompts_KPD = self.bank.prompts_KPD.detach()[[k for k, _ in active]]
+        # A fused kernel multiplies what it masks: one prompt's NaN would be its neighbours' too.
+        broken_K = ~prompts_KPD.isfinite().flatten(1).all(1)
+        prompts_KPD = prompts_KPD.masked_fill(broken_K[:, None, None], 0.0).requires_grad_(True)
         prompt_len, device = prompts_KPD.shape[1], prompts_KPD.device
         losses_K = torch.zeros(len(own), device=device)
         for group in packed_batches(
             [len(item.input_ids) + prompt_len for item in items], options.batch_tokens
         ):
+            # The first block reads every prompt that it is given.
+            used, own_number = np.unique(which[group], return_inverse=True)
             batch = pack_flat(
                 Rendered(
                     *end_to_end([items[i].input_ids for i in group]),
                     np.array([items[i].label for i in group], np.int64),
                 ),
                 prompt_len,
-                which[group],
+                own_number,
                 *end_to_end([targets[i] for i in group]),
                 weights[group],
                 pad_id=backbone.pad_id,
                 start_id=backbone.start_id,
                 count=options.count,
             ).to(device)
-            (logits_BTV,) = run_batch(self.net, prompts_KPD, batch, first=0 if options.count == "all" else 1)
+            (logits_BTV,) = run_batch(
+                self.net, prompts_KPD[used.tolist()], batch, first=0 if options.count == "all" else 1
+            )
             losses_B = example_losses(logits_BTV, batch) * batch.example_weights_B
-            # Prompts of several micro-batches hang on one index_select: its way back is gone once, not at each.
-            losses_B.sum().backward(inputs=[prompts_KPD])
-            losses_K.index_add_(0, batch.prompt_ids_B, losses_B.detach())
+            losses_B.sum().backward()
+            losses_K.index_add_(0, torch.from_numpy(which[group]).to(device), losses_B.detach())
         grad = prompts_KPD.grad
         assert grad is not None
         full_KPD = torch.zeros_like(self.bank.prompts_KPD)
         full_KPD[[k for k, _ in active]] = grad
         self.bank.prompts_KPD.grad = full_KPD
-        return [float(loss) for loss in losses_K.tolist()]
-
-    def _prompts_of(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The prompts in some places as a leaf that asks for a gradient: empty places cost nothing."""
-        return self.bank.prompts_KPD.detach()[list(numbers)].requires_grad_(True)
+        return [float(loss) for loss in losses_K.masked_fill(broken_K, torch.nan).tolist()]
 
     def _check_they_train(self, moved: Iterable[int]) -> None:
         places = {k: place for k in moved if (place := self.places[k]) is not None}

@@ -14,6 +14,8 @@ from corpora.common.errors import Stopped
 from launch.arguments import AsJson, Language, new_app, print_result, terminal_columns
 from launch.corpora_commands import corpora_app
 from launch.exits import ENDINGS, end
+from launch.task_commands import task_app
+from launch.words_command import words
 
 # Settings that quieten libraries must stand before those libraries are imported, which commands do late:
 # `ppt --help` answers at once.
@@ -28,6 +30,8 @@ prompts_app = new_app("Prompts on disk: look at them, take them elsewhere, bring
 app.add_typer(corpora_app, name="corpora")
 app.add_typer(backbone_app, name="backbone")
 app.add_typer(prompts_app, name="prompts")
+app.add_typer(task_app, name="task")
+task_app.command("words")(words)
 
 Overrides = Annotated[
     list[str] | None,
@@ -131,8 +135,9 @@ def backbone_train(config: Config, overrides: Overrides = None) -> None:
 def fewshot(context: typer.Context, config: Config) -> None:
     """Tune and score tasks x methods x seeds x learning rates.
 
-    After CONFIG come settings as KEY=VALUE and options of the DeepSpeed launcher (--num_gpus, --hostfile, ...), which
-    starts the processes where there are several.
+    CONFIG is a YAML file or the name of a preset: one of the paper's tables (docs/tables.md). After it come settings as
+    KEY=VALUE and options of the DeepSpeed launcher (--num_gpus, --hostfile, ...), which starts the processes where there
+    are several.
 
     Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2] processes=2
     """

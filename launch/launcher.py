@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -20,12 +21,17 @@ from corpora.common.settings import Settings, load_settings
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished
 from pretrain.watchdog import AGAIN, ask_to_stop, forget_stop, nobody_spoke, read_lines
 
+if TYPE_CHECKING:
+    from finetune.settings import FewshotSettings
+
 LAUNCH = Path(__file__).parent
 PRESETS = LAUNCH / "presets"
+TABLES = PRESETS / "fewshot"  # the paper's tables as settings of `ppt fewshot`
+INSIDE = "launch:"  # begins a path in a preset that lies in this package, wherever that is installed
 
 
-def config_path(config: str | Path) -> Path:
-    """A settings file by its path or, for those in `launch/presets`, by its name.
+def config_path(config: str | Path, presets: Path = PRESETS) -> Path:
+    """A settings file by its path or, for those in a folder of presets, by its name.
 
     Raises:
         UserError: neither exists.
@@ -33,10 +39,10 @@ def config_path(config: str | Path) -> Path:
     path = Path(config)
     if path.exists() or path.suffix:
         return path  # reading it reports what is missing
-    preset = PRESETS / f"{path}.yaml"
+    preset = presets / f"{path}.yaml"
     if path.parent == Path(".") and preset.exists():
         return preset
-    names = [found.stem for found in PRESETS.glob("*.yaml")]
+    names = [found.stem for found in presets.glob("*.yaml")]
     raise UserError(f"{config} is neither a file nor a preset{nearest(str(config), names)}")
 
 
@@ -135,6 +141,30 @@ def launch_backbone_training(config: str | Path, overrides: list[str]) -> int:
     )
 
 
+def fewshot_settings(config: str | Path, overrides: list[str] | None = None) -> FewshotSettings:
+    """Settings of a few-shot run.
+
+    Args:
+        config: a YAML file, or the name of a preset in `launch/presets/fewshot`.
+        overrides: `key=value` settings, which go before the file's.
+
+    Raises:
+        UserError: neither exists, or a setting is wrong.
+    """
+    from finetune.settings import FewshotSettings
+
+    def inside(path: str) -> str:
+        return str(LAUNCH / path.removeprefix(INSIDE)) if path.startswith(INSIDE) else path
+
+    settings = load_settings(FewshotSettings, config_path(config, TABLES), overrides)
+    changes = {
+        "backbone": inside(settings.backbone),
+        "lm_backbone": settings.lm_backbone and inside(settings.lm_backbone),
+        "tasks": tuple(map(inside, settings.tasks)),
+    }
+    return settings.model_copy(update=changes)
+
+
 def launch_fewshot(config: str | Path, arguments: list[str]) -> int:
     """What `ppt fewshot` does: in this process, or under the launcher where there are several.
 
@@ -151,8 +181,8 @@ def launch_fewshot(config: str | Path, arguments: list[str]) -> int:
     from finetune.settings import FewshotSettings
 
     overrides, flags = split_arguments(arguments, FewshotSettings)
-    path = config_path(config)
-    settings = load_settings(FewshotSettings, path, overrides)
+    path = config_path(config, TABLES)
+    settings = fewshot_settings(path, overrides)
     if not flags and (settings.processes or _devices(settings.device)) == 1:
         from finetune.fewshot import run_fewshot
         from pretrain.distributed import end_processes

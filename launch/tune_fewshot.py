@@ -66,11 +66,9 @@ def main() -> int:
             raise Stopped("stopped before it began; the same command starts it")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        from corpora.common.settings import load_settings
-        from finetune.settings import FewshotSettings
-        from launch.launcher import config_path
+        from launch.launcher import fewshot_settings
 
-        settings = load_settings(FewshotSettings, config_path(arguments.config), arguments.overrides)
+        settings = fewshot_settings(arguments.config, arguments.overrides)
 
         from finetune.fewshot import run_fewshot
         from finetune.shares import Share

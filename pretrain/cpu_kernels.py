@@ -1,7 +1,8 @@
-"""Compiled loops for what lies between the matrix products on a CPU, in bfloat16.
+"""Compiled loops for attention and for what lies between the matrix products on a CPU, in bfloat16.
 
 torch has no kernel of its own there for T5's norm (its `rms_norm` is a composite of seven passes), and its softmax takes the position
-bias in a pass before. `cpu_kernels.cpp` is compiled by g++ when it is first used, in less than a second, and kept in the user's cache.
+bias in a pass before; `cpu_kernels.cpp` has both. `cpu_attention.cpp` has all of attention, for processors that multiply pairs of bfloat16.
+They are compiled by g++ when they are first used, in a second or two, and kept in the user's cache.
 Where that cannot be, computing goes on in torch's operators, and a line says so.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from corpora.common.progress import say
 
-SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("cpu_kernels.cpp", "cpu_attention.cpp")]
 # No fast-math: NaN must stay NaN, and the same bits must come out on every start.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 
@@ -30,7 +31,7 @@ class Kernels:
     """The loaded library; every tensor is bfloat16, contiguous and on the CPU."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+        self.library = library
 
     def softmax_with_bias(self, scores: Tensor, bias_HR: Tensor, lengths_B: Tensor) -> None:
         """softmax(scores + bias) over keys, in place.
@@ -41,41 +42,45 @@ class Kernels:
             lengths_B: [B] int64; keys from an example's own length on get no weight.
         """
         heads, width = bias_HR.shape
-        self._library.softmax_with_bias(
-            _at(scores), _at(bias_HR), _at(lengths_B),
+        self.library.softmax_with_bias(
+            address(scores), address(bias_HR), address(lengths_B),
             *map(ctypes.c_int64, (len(lengths_B), heads, scores.shape[-1], width, width // 2)),
         )  # fmt: skip
 
     def norm(self, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """x / rms(x) x weight over the last dimension, and 1 / rms(x) of each row, float32 [..., 1]."""
         out, scales = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
-        self._library.norm_forward(
-            _at(x), _at(weight_D), _at(out), _at(scales), *_rows(x), ctypes.c_float(eps)
+        self.library.norm_forward(
+            address(x), address(weight_D), address(out), address(scales), *_rows(x), ctypes.c_float(eps)
         )
         return out, scales
 
     def norm_backward(self, grad: Tensor, x: Tensor, weight_D: Tensor, scales: Tensor) -> Tensor:
         """The gradient of `x` from that of what `norm` gave."""
         out = torch.empty_like(x)
-        self._library.norm_backward(_at(grad), _at(x), _at(weight_D), _at(scales), _at(out), *_rows(x))
+        self.library.norm_backward(
+            address(grad), address(x), address(weight_D), address(scales), address(out), *_rows(x)
+        )
         return out
 
     def gated_gelu(self, gate: Tensor, up: Tensor) -> Tensor:
         """gelu(gate) x up, gelu by its tanh formula."""
         out = torch.empty_like(gate)
-        self._library.gated_gelu_forward(_at(gate), _at(up), _at(out), ctypes.c_int64(gate.numel()))
+        self.library.gated_gelu_forward(
+            address(gate), address(up), address(out), ctypes.c_int64(gate.numel())
+        )
         return out
 
     def gated_gelu_backward(self, grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of `gate` and `up` from that of what `gated_gelu` gave."""
         to_gate, to_up = torch.empty_like(gate), torch.empty_like(up)
-        self._library.gated_gelu_backward(
-            *map(_at, (grad, gate, up, to_gate, to_up)), ctypes.c_int64(gate.numel())
+        self.library.gated_gelu_backward(
+            *map(address, (grad, gate, up, to_gate, to_up)), ctypes.c_int64(gate.numel())
         )
         return to_gate, to_up
 
 
-def _at(tensor: Tensor) -> ctypes.c_void_p:
+def address(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
@@ -97,7 +102,7 @@ def _loaded() -> Kernels | None:
         return Kernels(ctypes.CDLL(str(_built())))
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(error).strip().splitlines()[0]
-        say(f"warning: computing without compiled kernels, up to a tenth slower in bfloat16 ({reason})")
+        say(f"warning: computing without compiled kernels, up to a fifth slower in bfloat16 ({reason})")
         return None
 
 
@@ -105,7 +110,8 @@ def _built() -> Path:
     """The library for this source, compiler and processor, compiled if it is not there yet."""
     compiler = os.environ.get("CXX", "g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    parts = (SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _processor().encode())
+    texts = [source.read_bytes() for source in SOURCES]
+    parts = (*texts, " ".join(FLAGS).encode(), version, _processor().encode())
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt-pretraining"
     path = cache / f"cpu_kernels-{name}.so"
@@ -114,9 +120,8 @@ def _built() -> Path:
         # Several processes may compile at once: each under a name of its own, and the last one stays.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / path.name
-            subprocess.run(
-                [compiler, *FLAGS, "-o", str(made), str(SOURCE)], capture_output=True, check=True, timeout=120
-            )
+            command = [compiler, *FLAGS, "-o", str(made), *map(str, SOURCES)]
+            subprocess.run(command, capture_output=True, check=True, timeout=120)
             os.replace(made, path)
     return path
 

@@ -18,7 +18,7 @@ from pretrain.distributed import ParallelUnit, Processes, import_deepspeed, keep
 from pretrain.flex_packed import FlexAttention, round_up
 from pretrain.frozen_layers import freeze_linears, freeze_norms
 from pretrain.offload import check_dtype, fit_buffers, own_linears
-from pretrain.packed_attention import Attend, grouped_attention
+from pretrain.packed_attention import Attend, attention_within
 from pretrain.packed_encoder import Insert, encode_packed
 from pretrain.settings import PretrainSettings
 from pretrain.tensor_parallel import make_tensor_parallel
@@ -29,7 +29,7 @@ class ForwardOptions:
     """How the encoder computes; all ways give the same but for rounding.
 
     Attributes:
-        attention: `grouped`: run by run of like lengths, on any device; `flex`: torch's fused kernel, for GPUs.
+        attention: `grouped`: example by example or by runs of like lengths, on any device; `flex`: torch's fused kernel, for GPUs.
         compiled: whether encoder blocks go through `torch.compile`.
         checkpointing: whether blocks keep their inputs alone and are computed twice.
     """
@@ -116,7 +116,7 @@ def encode_prompted(
     if flex:
         attend = FlexAttention(model, batch.lengths_B, tokens)
     else:
-        attend = grouped_attention(model, batch.lengths_B)
+        attend = attention_within(model, batch.lengths_B)
     states_ND = encode_packed(
         model, texts_MD, prompts_XD, insert, attend, options.compiled, options.checkpointing
     )

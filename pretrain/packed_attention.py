@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pretrain.cpu_attention import compiled_attention
 from pretrain.cpu_kernels import kernels_for
 
 # Queries, keys, values, each [N, I], to what attention mixes, [N, I].
@@ -134,11 +135,11 @@ def distance_bias(model: Any, longest: int) -> Tensor:
     return bias
 
 
-def grouped_attention(model: Any, lengths_B: NDArray[np.int64]) -> GroupedAttention:
-    """`GroupedAttention` of a model's encoder for examples of the given lengths that lie end to end."""
-    bias_HR = distance_bias(model, int(lengths_B.max())).contiguous()
-    runs = make_runs(lengths_B, len(bias_HR), bias_HR.device)
-    return GroupedAttention(runs, bias_HR, int(model.config.d_kv))
+def attention_within(model: Any, lengths_B: NDArray[np.int64]) -> Attend:
+    """Attention of a model's encoder within examples of the given lengths, compiled where that can be, else run by run."""
+    bias_HR, width = distance_bias(model, int(lengths_B.max())).contiguous(), int(model.config.d_kv)
+    compiled = compiled_attention(lengths_B, bias_HR, width)
+    return compiled or GroupedAttention(make_runs(lengths_B, len(bias_HR), bias_HR.device), bias_HR, width)
 
 
 class GroupedAttention:

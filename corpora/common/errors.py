@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -14,9 +14,17 @@ class PPTError(Exception):
 
 
 class UserError(PPTError):
-    """The input is wrong: the message says what was given, what was expected and what to do."""
+    """The input is wrong: the message says what was given, what was expected and what to do.
+
+    Attributes:
+        others: further faults that were found in the same input, worded like the message.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, others: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.others = tuple(others)
 
 
 class MachineError(PPTError):

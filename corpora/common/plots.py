@@ -116,9 +116,11 @@ def add_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None:
         )  # fmt: skip
 
 
-def legend_shape(n: int, panels: int) -> tuple[int, int]:
-    """(columns, rows) of a legend over that many panels."""
+def legend_shape(n: int, panels: int, longest: int = 0) -> tuple[int, int]:
+    """(columns, rows) of a legend over that many panels, whose longest label has so many characters."""
     columns = {1: 3, 2: 4, 3: 6}.get(panels, 8)
+    width = min(WIDTH, 2.5 * panels + 0.6) if panels > 1 else 4.8  # inches, as `make_panels` has it
+    columns = max(1, min(columns, int(width / (0.056 * longest + 0.4))))  # 0.056: a character at this size
     return min(n, columns), math.ceil(n / columns)
 
 

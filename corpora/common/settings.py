@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,14 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys are refused and values do not change after the start."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Faults(ValueError):
+    """Several faults that one validator found; as text it is the first of them."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(faults[0])
+        self.faults = tuple(faults)
 
 
 S = TypeVar("S", bound=Settings)
@@ -55,10 +63,19 @@ def _set(values: dict[str, Any], dotted: str, value: Any, source: str) -> None:
     values[last] = value
 
 
-def _reason(
+def _reasons(
     error: ValidationError, cls: type[BaseModel], source: str, overridden: Collection[str] = ()
-) -> str:
-    first = error.errors()[0]
+) -> list[str]:
+    """A line for each fault."""
+    lines = []
+    for one in error.errors():
+        found = one.get("ctx", {}).get("error")
+        messages = found.faults if isinstance(found, Faults) else (one["msg"],)
+        lines += [_reason({**one, "msg": message}, cls, source, overridden) for message in messages]
+    return lines
+
+
+def _reason(first: Any, cls: type[BaseModel], source: str, overridden: Collection[str]) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if any(place == key or place.startswith(f"{key}.") for key in overridden):
         source = "command line"
@@ -89,12 +106,14 @@ def make_settings(cls: type[S], values: dict[str, Any], source: str, overridden:
         overridden: those of them, as `a.b`, that the command line set.
 
     Raises:
-        UserError: an unknown key (with the nearest valid name), a missing one or an impossible value.
+        UserError: an unknown key (with the nearest valid name), a missing one or an impossible value; its `others`
+            are the faults behind the first.
     """
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise UserError(_reason(error, cls, source, overridden)) from error
+        first, *others = _reasons(error, cls, source, overridden)
+        raise UserError(first, others) from error
 
 
 def load_settings(cls: type[S], path: str | Path | None, overrides: list[str] | None = None) -> S:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from finetune import score
 from finetune.calibrate import CONTENT_FREE, ItemSet, calibrated, content_free_items, score_sets
 from finetune.datasets import LabelledRow
 from finetune.inputs import Item, Renderer, encode_rows
+from finetune.plan import plan
 from finetune.score import Scores, score_items
 from finetune.task import Task
+from finetune.workshop import Workshop
 from pretrain.backbone import Backbone
 
 P = 4
@@ -165,6 +169,14 @@ def test_sets_scored_together_score_what_each_scores_alone(
         np.testing.assert_array_equal(found.labels, wanted.labels)
     assert np.abs(pair.ranked - alone[1].ranked).max() > 0.1
     assert score_sets(backbone, [], prompts_KPD, batch_tokens=500) == []
+
+
+def test_calibrated_cells_are_other_cells(small_run: Any) -> None:
+    plain, other = (
+        {key["cell"] for job in plan(Workshop(small_run(calibration=way))) for key in job.keys}
+        for way in (None, "contextual")
+    )
+    assert plain and len(plain) == len(other) and not plain & other
 
 
 def test_calibrated_scores_of_the_texts_themselves_favour_no_label_on_average(

@@ -11,8 +11,8 @@ import yaml
 
 from corpora.common.errors import UserError
 from corpora.tokenizer import Tokenizer
-from finetune.datasets import LabelledRow
 from finetune.inputs import Renderer, encode_rows
+from finetune.rows import LabelledRow
 from finetune.task import Task
 
 LONG = "The old man carried the boat near the water of the river. " * 60
@@ -86,6 +86,24 @@ def test_a_row_has_as_many_labels_as_options(tmp_path: Path, tokenizer: Tokenize
     rows = [LabelledRow({"article": "x", "question": "y"}, tuple("abcd"[:n]), 0) for n in (2, 3, 4)]
     items = Renderer(quiz(tmp_path), "plain", tokenizer, 4).render(encode_rows(tokenizer, rows))
     assert [item.n_labels for item in items] == [2, 3, 4]
+
+
+def test_what_is_kept_of_a_row_is_what_is_rendered_and_its_text_is_for_people(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    texts = {"article": LONG, "question": "the old man carried " * 3}
+    (row,) = encode_rows(tokenizer, [LabelledRow(texts, ("a boat", "water"), 1)])
+    renderer = Renderer(quiz(tmp_path), "plain", tokenizer, 20)
+    (item,) = renderer.render([row])
+    kept = renderer.kept(row)
+    assert [name for name, _, _ in kept] == ["article", "question", "options", "options"]
+    assert [n < len(ids) for _, ids, n in kept] == [True, False, False, False]
+    fixed = renderer.pattern.fixed_tokens(tokenizer, 2)
+    assert sum(n for _, _, n in kept) + fixed == len(item.input_ids) == 100
+    assert renderer.text(row, 12).startswith(
+        "The old man ... ; the old man ... ? A. a boat . B. water . ? The"
+    )
+    assert renderer.text(row, 12).endswith(" <X>")
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

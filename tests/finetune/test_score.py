@@ -200,6 +200,23 @@ def test_tasks_with_words_of_one_token_and_of_more_share_the_encoder(
         np.testing.assert_allclose(shared.log_probs[i], alone.log_probs[0], atol=1e-5)
 
 
+def test_a_micro_batch_computes_with_the_prompts_of_its_own_examples_alone(
+    monkeypatch: pytest.MonkeyPatch, backbone: Backbone, tokenizer: Tokenizer, items: list[Item]
+) -> None:
+    encode, given = score.encode_prompted, []
+
+    def encoded(backbone: Backbone, prompts_KPD: torch.Tensor, *rest: Any) -> Any:
+        given.append(prompts_KPD)
+        return encode(backbone, prompts_KPD, *rest)
+
+    monkeypatch.setattr(score, "encode_prompted", encoded)
+    noise = generator(3, "many prompts").standard_normal((40, P, backbone.d_model))
+    prompts_KPD, which = torch.from_numpy(noise).float(), np.repeat([7, 30], [N - 4, 4])
+    score_items(backbone, Verbalizer.letters(tokenizer, 3), items, prompts_KPD, which, batch_tokens=10_000)
+    (used_KPD,) = given
+    torch.testing.assert_close(used_KPD, prompts_KPD[[7, 30]])
+
+
 def test_many_long_words_are_decoded_in_parts_that_fit_the_budget(
     calls: list[tuple[str, int, int]],
     backbone: Backbone,

@@ -23,7 +23,7 @@ def cells(workshop: Workshop, methods: tuple[str, ...] = ("vanilla_pt", "ppt", "
     name = workshop.settings.tasks[0]
     rows = rows_for(workshop.task(name), methods)
     return [
-        Cell(name, 12, row, seed, rate)
+        Cell(name, 12, row, seed, rate, workshop.settings.inits[0])
         for row in rows
         for seed in workshop.settings.seeds
         for rate in workshop.settings.rates(row.method)
@@ -52,14 +52,6 @@ def test_a_micro_batch_budget_changes_rounding_only(small_run: Any) -> None:
     other = tune_prompts(workshop.net("main"), trials, replace(OPTIONS, batch_tokens=4096))
     for a, b in zip(one, other, strict=True):
         assert a.curve[-1]["dev_loss"] == pytest.approx(b.curve[-1]["dev_loss"], abs=1e-3)
-
-
-def test_micro_batches_are_larger_in_bfloat16_unless_told(small_run: Any) -> None:
-    def tokens(**changes: Any) -> int:
-        return int(small_run(device="cpu", **changes).micro_batch_tokens)
-
-    assert tokens(batch_tokens=None, dtype="bfloat16") == 2 * tokens(batch_tokens=None, dtype="float32")
-    assert tokens(batch_tokens=300, dtype="bfloat16") == tokens(batch_tokens=300) == 300
 
 
 def test_a_prompt_learns_its_training_examples_and_the_backbone_does_not_move(small_run: Any) -> None:

@@ -42,9 +42,12 @@ COMMANDS = [
     ["backbone", "train"],
     ["fewshot"],
     ["report"],
+    ["task", "new"],
+    ["task", "check"],
     ["prompts", "show"],
     ["prompts", "export"],
     ["prompts", "import"],
+    ["task", "words"],
 ]
 
 

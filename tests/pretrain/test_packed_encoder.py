@@ -25,13 +25,15 @@ PLAIN = ForwardOptions()
 PROJECTIONS = ("relu", "gated-gelu", "gated-silu")
 
 
-def tiny(projection: str, family: str = "t5", dtype: torch.dtype = torch.float64, layers: int = 2) -> Any:
+def tiny(
+    projection: str, family: str = "t5", dtype: torch.dtype = torch.float64, layers: int = 2, width: int = 12
+) -> Any:
     """A random model whose position biases and norms are no constants and whose heads are not d_model wide."""
     config_class, model_class = (
         (T5Config, T5ForConditionalGeneration) if family == "t5" else (MT5Config, MT5ForConditionalGeneration)
     )
     config = config_class(
-        vocab_size=VOCABULARY, d_model=16, d_kv=12, d_ff=24, num_layers=layers, num_decoder_layers=3, num_heads=3,
+        vocab_size=VOCABULARY, d_model=16, d_kv=width, d_ff=24, num_layers=layers, num_decoder_layers=3, num_heads=3,
         relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0,
         feed_forward_proj=projection,
     )  # fmt: skip
@@ -119,8 +121,8 @@ def test_losses_and_prompt_gradients_are_those_of_transformers_in_float64(
     assert (found[1][1] - found[0][1]).norm() < 1e-5 * found[0][1].norm()
 
 
-@pytest.mark.parametrize("projection", PROJECTIONS)
-def test_in_bfloat16_it_is_as_near_to_float32_as_transformers_is(projection: str) -> None:
+@pytest.mark.parametrize(("projection", "width"), [*((each, 12) for each in PROJECTIONS), ("gated-gelu", 32)])
+def test_in_bfloat16_it_is_as_near_to_float32_as_transformers_is(projection: str, width: int) -> None:
     """In the middle of several draws: a relu that rounding turns on or off decides a single one, for either side."""
     words, which = [[7], [8, 9], [10], [11]], [0, 1, 1, 0]
     ratios = []
@@ -131,7 +133,9 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_transformers_is(projection: str
         for name, way, dtype in (
             ("exact", plain, torch.float32), ("theirs", plain, torch.bfloat16), ("ours", packed, torch.bfloat16),
         ):  # fmt: skip
-            model = tiny(projection, dtype=torch.bfloat16).to(dtype)  # weights that bfloat16 holds
+            model = tiny(projection, dtype=torch.bfloat16, width=width).to(
+                dtype
+            )  # weights that bfloat16 holds
             prompts_KPD = drawn_prompts(torch.bfloat16).detach().to(dtype).requires_grad_()
             losses_B = way(model, prompts_KPD, texts, words, which)
             gradients[name] = torch.autograd.grad(losses_B.sum(), prompts_KPD)[0].float()
