@@ -13,8 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune import tune
 from finetune.fewshot import run_fewshot
 from finetune.methods import rows_for
+from finetune.score import Scores
 from finetune.shares import FOLDER
 from finetune.tune import Bank, Outcome, Trial, TuneOptions, tune_prompts
 from finetune.workshop import Cell, Workshop
@@ -101,13 +103,23 @@ def test_a_finished_trial_gives_its_place_to_one_that_waits(pool: tuple[Any, lis
     assert place is not None and place.step == 2  # the long one went on meanwhile
 
 
-def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(pool: tuple[Any, list[Trial]]) -> None:
+def test_a_trial_out_of_patience_stops_and_its_steps_count_as_done(
+    pool: tuple[Any, list[Trial]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     net, trials = pool
-    flat = replace(trials[0], learning_rate=1e-30)  # a prompt that does not move scores no better
+    losses = iter([8.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0])
+
+    def falling(backbone: Any, sets: list[Any], *rest: Any, **options: Any) -> list[Scores]:
+        labels, loss = np.zeros(3, dtype=np.int64), np.full(3, next(losses))
+        return [Scores(np.zeros((3, 2)), loss, labels > 0, labels, np.zeros((3, 2)))] * len(sets)
+
+    monkeypatch.setattr(tune, "score_sets", falling)
     done: list[int] = []
-    (outcome,) = tune_prompts(net, [flat], replace(OPTIONS, patience=1, eval_every=1), advance=done.append)
-    assert len(outcome.curve) == 2 and outcome.waited == 1
-    assert sum(done) == len(flat.order)
+    options = replace(OPTIONS, patience=2, eval_every=1)
+    (outcome,) = tune_prompts(net, [trials[0]], options, advance=done.append)
+    # The second score is no better than 4 once, the last two no better than 2.
+    assert [point["dev_loss"] for point in outcome.curve] == [8.0, 4.0, 4.0, 2.0, 2.0, 2.0]
+    assert (outcome.step, outcome.waited) == (3, 2) and sum(done) == len(trials[0].order)
 
 
 class Killed(Exception):
