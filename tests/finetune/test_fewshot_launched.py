@@ -79,7 +79,7 @@ def test_two_processes_end_with_the_rows_of_one_and_tune_all_weights_together(
 
 @pytest.mark.parametrize("ending", ["asked", "killed"])
 def test_a_job_of_two_ends_as_a_whole_and_says_why(small_run: Any, start: Start, ending: str) -> None:
-    settings = small_run(methods=["vanilla_pt"], epochs=400, processes=2)
+    settings = small_run(methods=["vanilla_pt"], epochs=1_500, processes=2, save_seconds=0.2)
     child = start(settings)
     workers = tuning(child, settings.out)
     assert len(workers) == 2
