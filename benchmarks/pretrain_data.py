@@ -96,22 +96,22 @@ def build_corpora(folder: Path, format: str) -> str:
 
 
 def _write_news(path: Path, documents: int) -> None:
-    rng, sentences = generator(0, "bench pretrain"), itertools.cycle(_sentences())
+    rng, whole = generator(0, "bench pretrain"), itertools.cycle(sentences())
     with path.open("w", encoding="utf-8") as file:
         for _ in range(documents):
             words = np.exp(rng.normal(np.log(MEDIAN_WORDS), SPREAD, PARAGRAPHS)).clip(4, LONGEST)
-            text = "\n".join(_paragraph(sentences, int(count)) for count in words)
+            text = "\n".join(paragraph(whole, int(count)) for count in words)
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def _sentences() -> Iterator[str]:
+def sentences() -> Iterator[str]:
     from launch.pocket.world import documents
 
     for document in documents(4_000, 5):
         yield from (sentence.text for sentence in document)
 
 
-def _paragraph(sentences: Iterator[str], words: int) -> str:
+def paragraph(sentences: Iterator[str], words: int) -> str:
     """Whole sentences until there are so many words."""
     kept: list[str] = []
     while sum(len(sentence.split()) for sentence in kept) < words:
