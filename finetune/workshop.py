@@ -105,6 +105,7 @@ class Workshop:
                 dtype=settings.dtype,
                 # Full tuning loads its own; this one is then asked what it is, and need not leave its file.
                 device=settings.resolved_device if computes else "cpu",
+                weights=settings.weights if computes else "full",
             )
         return self._backbones[which]
 
