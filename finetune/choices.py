@@ -132,7 +132,7 @@ def _score_test(
         )
     row["test_seconds"] = round(time.perf_counter() - began, 3)
     row["test"] = scores.accuracy
-    row["test_loss"] = scores.loss
+    row["test_loss"] = scores.loss if np.isfinite(scores.loss) else None  # JSON knows no NaN
     row["test_vocabulary"] = scores.vocabulary_accuracy
     # A row's own options may be fewer than the task's most; those it lacks score minus infinity.
     row["test_chance"] = float(np.mean(1 / scores.n_labels))

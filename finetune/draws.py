@@ -112,8 +112,8 @@ def draw(
         labels: label of every row of the pool.
         seed: the seed.
         task: name of the task, which is part of the stream's key.
-        shots: training examples; with `per_label`, of each label.
-        dev_shots: dev examples, likewise.
+        shots: training examples; with `per_label`, of each label. `EVERY`: all rows that dev leaves.
+        dev_shots: dev examples, likewise; half of the rows at most where `shots` is `EVERY`.
         per_label: draw the same number of each label (tasks of more than five labels).
         stratified: take labels in turn, so that their counts differ by one at most.
         allow_fewer: take what there is where the pool is too small; dev is filled first.
@@ -137,6 +137,8 @@ def draw(
     else:
         if stratified:
             order = _in_turn(order, pool, rng)
+        if shots == EVERY:
+            dev_shots = min(dev_shots, len(order) // 2)
         result = Draw(order[dev_shots : dev_shots + shots], order[:dev_shots])
     if not len(result.train):
         raise UserError(

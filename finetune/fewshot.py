@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from corpora.common.errors import UserError
-from corpora.common.files import drop_partials, library_versions, machine_errors, write_manifest
+from corpora.common.files import drop_partials, library_versions, write_manifest
 from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.choices import full_tuning
 from finetune.full_tuning import full_tuner
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results
-from finetune.schedule import Schedule
+from finetune.schedule import Schedule, unwritten_rows
 from finetune.settings import FewshotSettings
 from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
 from finetune.task_check import check_run
@@ -46,7 +45,7 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     workshop = Workshop(settings, follows=not share.first)
     check_run(workshop)
     choices = plan(workshop)  # checks every input before the run's folder is made
-    with run_lock(out if share.first else share.folder(out)):
+    with run_lock(share.locked(out)):
         first = _begin(out, workshop, choices) if share.first else None
         results: KnownRows = first or ShareRows(out, share.rank)
         left = [
@@ -59,6 +58,7 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
                 if first:
                     _take_over(out, first, progress.advance)
             while first and any(unfinished(choice, first) for choice in choices):
+                assert share.world > 1, "a cell of this process's own has no row"
                 time.sleep(LOOK_EVERY)  # the launcher ends this process when another one dies
                 _take_over(out, first, progress.advance)
         if first:
@@ -69,7 +69,7 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
 def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
     """The rows that are there, those of an earlier start's other processes among them."""
     results = Results(out)
-    results.add(shared_rows(out))
+    _take_over(out, results)
     _check_protocol(results, choices)
     workshop.wordings.save()
     save_settings(out / "config.yaml", workshop.settings)
@@ -81,18 +81,16 @@ def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
     return results
 
 
-def _take_over(out: Path, results: Results, advance: Advance) -> None:
+def _take_over(out: Path, results: Results, advance: Advance = lambda n: None) -> None:
     """Add what the other processes have finished."""
     new = [row for row in shared_rows(out) if row["cell"] not in results.rows]
+    results.add(new)
     advance(sum(row["steps"] for row in new))
-    for choice in dict.fromkeys(row["choice"] for row in new):
-        results.add([row for row in new if row["choice"] == choice])
 
 
 def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
     drop_partials(out)  # a process that was killed may have been writing
-    with machine_errors(out / FOLDER), contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(out / FOLDER)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
     for note in notes(results, [choice.name for choice in choices]):
         say(note)
     say(f"results: {results.path}")
@@ -111,8 +109,8 @@ def _tune(
         yield from _tune_together(workshop, choices, results, share, advance)
     for which in ("main", "lm"):
         kind = [choice for choice in choices if _is_prompts(choice, which)]
-        if mine := _mine(workshop, kind, results, share):
-            path = share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
+        path = share.folder(Path(settings.out)) / f"{which}.safetensors"
+        if mine := _mine(workshop, kind, results, share, path):
             schedule = Schedule(workshop, which, mine, path)
             advance(schedule.steps_done())
             yield from schedule.run(advance)
@@ -147,12 +145,21 @@ def _is_prompts(choice: Choice, which: str) -> bool:
     return spec.trains == "prompt" and spec.backbone == which
 
 
-def _mine(workshop: Workshop, kind: Sequence[Choice], results: KnownRows, share: Share) -> list[Choice]:
-    """What is left of this process's part of some choices."""
+def _mine(
+    workshop: Workshop,
+    kind: Sequence[Choice],
+    results: KnownRows,
+    share: Share,
+    checkpoint: Path | None = None,
+) -> list[Choice]:
+    """What is left of this process's part of some choices; rows that a kill left in its checkpoint alone are added first."""
     alone = share.world == 1
     costs = [0.0 if alone else workshop.cost(choice.cells, choice.steps) for choice in kind]
-    found = [unfinished(choice, results) for choice in share.of(kind, costs)]
-    return [choice for choice in found if choice is not None]
+    mine = share.of(kind, costs)
+    if checkpoint is not None:
+        wanted = {key["cell"] for choice in mine for key in choice.keys}
+        results.add([row for row in unwritten_rows(checkpoint) if row["cell"] in wanted])
+    return [choice for choice in (unfinished(choice, results) for choice in mine) if choice is not None]
 
 
 def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:

@@ -45,6 +45,9 @@ class Weights(Protocol):
     def recall(self) -> None:
         """Go back to what was remembered, to be scored."""
 
+    def fit_gpu(self) -> None:
+        """Choose the tokens of a micro-batch by the memory that is free, alike on all processes."""
+
     def as_the_first(self, value: T) -> T:
         """What the first process has as `value`."""
 
@@ -61,11 +64,15 @@ def full_tuner(settings: FewshotSettings, name: str, options: TuneOptions) -> Fu
         name: folder or hub name of the backbone.
         options: what all trials share.
     """
+    weights: Weights
     if settings.ft_zero_stage is None:
-        return FullTuner(FullWeights(name, settings.resolved_device, options), options)
-    weights = ShardedWeights(
-        name, settings.device or "auto", options, settings.ft_zero_stage, settings.ft_dtype
-    )
+        weights = FullWeights(name, settings.resolved_device, options)
+    else:
+        weights = ShardedWeights(
+            name, settings.device or "auto", options, settings.ft_zero_stage, settings.ft_dtype
+        )
+    if settings.batch_tokens is None and weights.device.type == "cuda":
+        weights.fit_gpu()
     return FullTuner(weights, options)
 
 

@@ -42,6 +42,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 MOST_TOKENS = 16384  # of a micro-batch on a GPU; more fill no kernel better
+LONG = 512  # encoder tokens of a long example: as many attention scores has each of its tokens and heads
 SHARE = 0.8  # of the free memory; the rest is for what comes and goes, and for long examples' attention
 
 
@@ -60,3 +61,23 @@ def fitting_tokens(backbone: Backbone, free: float) -> int:
     work = Workload()
     token = activation_bytes(shape, strategy, work, 1.0, FUSED) + decoder_bytes(shape, strategy, work, 1.0)
     return min(MOST_TOKENS, max(FILL, int(SHARE * free / token) // FILL * FILL))
+
+
+def training_tokens(backbone: Backbone, free: float) -> int:
+    """Encoder tokens of a micro-batch of full tuning that fit a GPU's free memory.
+
+    A layer that trains keeps its inputs and, where padding is left out, the heads in two orders: more than the frozen
+    one that `ppt plan` counts.
+
+    Args:
+        backbone: that trains.
+        free: bytes, without what its gradients and its optimiser will take.
+
+    Returns:
+        A multiple of 256, at least one.
+    """
+    shape = backbone.model.config
+    inner = shape.num_heads * shape.d_kv
+    numbers = 10 * shape.d_model + 12 * inner + 4 * shape.d_ff + 3 * shape.num_heads * LONG
+    token = shape.num_layers * numbers * backbone.model.dtype.itemsize
+    return min(MOST_TOKENS, max(256, int(SHARE * free / token) // 256 * 256))

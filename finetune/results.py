@@ -134,7 +134,8 @@ class Results(KnownRows):
         Raises:
             MachineError: the disk is full or the place cannot be written; the file holds no half row.
         """
-        rows = [row for row in rows if row["cell"] not in self.rows]
+        new = {row["cell"]: row for row in reversed(rows) if row["cell"] not in self.rows}
+        rows = [row for row in rows if new.get(row["cell"]) is row]  # of one cell's, the first
         if not rows:
             return
         replaced = []
@@ -145,7 +146,7 @@ class Results(KnownRows):
                     for name in [name for name in old if name.startswith("test")]:
                         del old[name]
                     replaced.append(old["cell"])
-        super().add(rows)
+            self.rows[row["cell"]] = row
         if replaced:
             self._rewrite()
             self._drop_files(replaced)

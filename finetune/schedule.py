@@ -7,6 +7,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Schedule:
         """
         settings = workshop.settings
         self.workshop, self.which, self.path = workshop, which, path
+        self.choices = list(choices)
         self.cells = {
             key["cell"]: (choice, number) for choice in choices for number, key in enumerate(choice.keys)
         }
@@ -52,10 +54,8 @@ class Schedule:
         )
         self.names: list[str | None] = [None] * settings.prompts_together  # of the cells in the bank's places
         self.done: dict[str, Outcome] = {}  # of choices that are not done
-        self.rows: list[ResultRow] = []  # of the choice done last: perhaps not in results.jsonl yet
+        self.rows: list[ResultRow] = []  # of the choice finished last: perhaps not in results.jsonl yet
         self._take_up()
-        for row in self.rows:
-            self.cells.pop(row["cell"], None)
         under_way = {name for name in self.names if name} | set(self.done)
         self.waiting = deque(name for name in self.cells if name not in under_way)
         self._saved = time.monotonic()
@@ -69,15 +69,11 @@ class Schedule:
         Yields:
             Rows of each choice as it is done; what is on disk beside them is written.
         """
-        if self.rows:
-            yield self.rows
+        yield from self._finish_complete()
         while self.waiting or self.bank.busy:
             self._fill()
-            for name, outcome in self._round(advance):
-                self.done[name] = outcome
-                choice, _ = self.cells[name]
-                if all(key["cell"] in self.done for key in choice.keys):
-                    yield self._finish(choice)
+            self.done |= self._round(advance)
+            yield from self._finish_complete()
             busy = self.waiting or self.bank.busy
             if busy and time.monotonic() - self._saved >= self.workshop.settings.save_seconds:
                 self._save()
@@ -92,14 +88,19 @@ class Schedule:
             name = self.waiting.popleft()
             self.names[self.bank.put(self._trial(name))] = name
 
-    def _round(self, advance: Callable[[int], None]) -> list[tuple[str, Outcome]]:
-        finished = []
+    def _round(self, advance: Callable[[int], None]) -> dict[str, Outcome]:
+        finished = {}
         for k, outcome in self.bank.round(advance).items():
             name = self.names[k]
             assert name is not None
             self.names[k] = None
-            finished.append((name, outcome))
+            finished[name] = outcome
         return finished
+
+    def _finish_complete(self) -> Iterator[list[ResultRow]]:
+        """Rows of the choices whose cells are all done."""
+        for choice in [one for one in self.choices if all(key["cell"] in self.done for key in one.keys)]:
+            yield self._finish(choice)
 
     def _trial(self, name: str) -> Trial:
         choice, number = self.cells[name]
@@ -109,11 +110,10 @@ class Schedule:
         """Rows of a choice, in the checkpoint before anyone sees them: a kill leaves them in one of the two places."""
         outcomes = [self.done.pop(key["cell"]) for key in choice.keys]
         self.rows = finish_choice(self.workshop, choice, outcomes)
-        for key in choice.keys:
-            del self.cells[key["cell"]]
+        self.choices.remove(choice)
         self._save()
         task = choice.cells[0].task
-        if all(other.cells[0].task != task for other, _ in self.cells.values()):
+        if all(other.cells[0].task != task for other in self.choices):
             self.workshop.forget_task(task)
         return self.rows
 
@@ -124,6 +124,7 @@ class Schedule:
             "version": VERSION,
             "backbone": self.bank.backbone.fingerprint,
             "prompts_together": settings.prompts_together,
+            "prompt_len": settings.prompt_len,
             "batch_tokens": self.bank.options.batch_tokens,
         }
 
@@ -152,16 +153,15 @@ class Schedule:
 
     def _take_up(self) -> None:
         """Put back what the checkpoint holds of the cells that are still to be done."""
-        if not self.path.exists():
+        read = _read(self.path)
+        if read is None:
             return
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                state = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
-            say(f"warning: {self.path} is spoilt ({error}); the cells that were under way begin again")
-            return
-        self.rows = state["rows"]
+        state, tensors = read
+        if (
+            self.workshop.settings.batch_tokens is None
+        ):  # what was free then decides; now it may be another number
+            tokens = state["identity"].get("batch_tokens", self.bank.options.batch_tokens)
+            self.bank.options = replace(self.bank.options, batch_tokens=tokens)
         if state["identity"] != self._identity():
             changed = [k for k, v in self._identity().items() if state["identity"].get(k) != v]
             say(f"another {', '.join(changed)} than before: the cells that were under way begin again")
@@ -181,3 +181,22 @@ class Schedule:
                 self.bank.places[k] = Place(trial, outcomes.pop(name), place["step"], place["scored"])
                 self.bank.bank.learning_rates_K[k] = trial.learning_rate
         self.done = outcomes
+
+
+def unwritten_rows(path: Path) -> list[ResultRow]:
+    """Rows of the choice that a checkpoint's process finished last: a kill may have left them there alone."""
+    read = _read(path)
+    return [] if read is None else list(read[0]["rows"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """State and tensors of a checkpoint; None where there is none, or none that can be read, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+            return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
+        say(f"warning: {path} is spoilt ({error}); the cells that were under way begin again")
+        return None

@@ -11,10 +11,11 @@ from corpora.common.settings import Settings
 from finetune.draws import EVERY, Asked
 from finetune.methods import METHODS
 from finetune.task import FIRST
-from pretrain.prompts import INITIALISERS
-from pretrain.quantise import Weights
+from pretrain.settings import Weights
 
 ALL = "all"  # of `shots`: every training row that dev leaves
+# The names of pretrain.prompts.INITIALISERS, which takes seconds to import: settings are read before processes start.
+INITS = ("normal", "vocabulary", "label_words")
 
 
 class TaskSettings(Settings):
@@ -125,8 +126,8 @@ class FewshotSettings(Settings):
     @classmethod
     def _known_init(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for name in _each(value):
-            if name not in INITIALISERS:
-                raise ValueError(f'no initialisation "{name}"{nearest(name, INITIALISERS)}')
+            if name not in INITS:
+                raise ValueError(f'no initialisation "{name}"{nearest(name, INITS)}')
         return value
 
     @model_validator(mode="after")

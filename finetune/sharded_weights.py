@@ -19,6 +19,7 @@ from torch import Tensor
 from finetune.calibrate import ItemSet, calibrated
 from finetune.full_weights import optimizer_groups
 from finetune.inputs import IntArray, Item
+from finetune.memory import training_tokens
 from finetune.score import Scores, score_items
 from finetune.tune import TuneOptions
 from pretrain.backbone import load_backbone
@@ -201,6 +202,16 @@ class ShardedWeights:
                 torch.distributed.all_gather(parts, share.to(device))
             parameter.data.copy_(torch.cat(parts)[: parameter.numel()].view_as(parameter))
         self._gather_persistent()
+
+    def fit_gpu(self) -> None:
+        """Choose the tokens of a micro-batch by the memory that is free on the fullest GPU."""
+        numbers = sum(getattr(p, "ds_numel", p.numel()) for p in self._parameters.values())
+        world, size = self.processes.world, torch.finfo(self.backbone.model.dtype).bits // 8
+        # Gradients and AdamW's two moments are still to come, each sharded from its stage on.
+        to_come = numbers * (size / (world if self._stage > 1 else 1) + 8 / (world if self._stage else 1))
+        free, _ = torch.cuda.mem_get_info(self.device)
+        tokens = min(self.processes.gather(training_tokens(self.backbone, free - to_come)))
+        self.options = dataclasses.replace(self.options, batch_tokens=tokens)
 
     def as_the_first(self, value: T) -> T:
         """What the first process has as `value`."""

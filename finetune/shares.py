@@ -10,6 +10,7 @@ from finetune.plan import Choice
 from finetune.results import KnownRows, ResultRow, append_rows, cut_half_row, read_rows
 
 FOLDER = "schedule"  # in the run's folder, as long as the run is not finished
+LOCKS = ".locks"  # of the processes that are not the first
 ROWS = "rows.jsonl"  # of a process that is not the first, in its folder
 
 
@@ -28,6 +29,10 @@ class Share:
     def folder(self, out: Path) -> Path:
         """Where it keeps its checkpoint and, where it is not the first, its rows."""
         return out / FOLDER / str(self.rank)
+
+    def locked(self, out: Path) -> Path:
+        """The folder that it holds while it runs: the run's own, or one that outlives `FOLDER`."""
+        return out if self.first else out / LOCKS / str(self.rank)
 
     def of(self, choices: Sequence[Choice], costs: Sequence[float]) -> list[Choice]:
         """Its part of the choices, in their order; the parts cost about the same.

@@ -16,6 +16,18 @@ def _ask_to_stop(number: int, frame: FrameType | None) -> None:
     _stop_asked.append(number)
 
 
+def _other_gone() -> bool:
+    """Whether another process of this machine is gone: the launcher then ends the rest, and `ppt fewshot` says why."""
+    import psutil
+
+    try:
+        beside = psutil.Process(os.getppid()).children()
+        alive = [process for process in beside if process.status() != psutil.STATUS_ZOMBIE]
+    except psutil.Error:
+        return True
+    return len(alive) < int(os.environ["LOCAL_SIZE"])
+
+
 def main() -> int:
     """Run this process's share of the job.
 
@@ -37,11 +49,17 @@ def main() -> int:
     from corpora.common.errors import Stopped
     from launch.exits import ENDINGS, end
 
+    class _Ended(Stopped):
+        """The launcher ends this process because another one is gone."""
+
     def stop(number: int, frame: FrameType | None) -> None:
-        first = not _stop_asked
         _ask_to_stop(number, frame)
-        if first:  # one is on its way up already
-            raise Stopped("stopped; the same command goes on from what is finished")
+        if len(_stop_asked) == 1:  # else one is on its way up already
+            raise (
+                _Ended()
+                if _other_gone()
+                else Stopped("stopped; the same command goes on from what is finished")
+            )
 
     try:
         if _stop_asked:
@@ -61,8 +79,11 @@ def main() -> int:
         with lost_process():
             run_fewshot(settings, Share(rank, world))
         end_processes()
+    except _Ended as error:
+        return error.exit_code
     except ENDINGS as error:
-        return end(error, ended=lambda: bool(_stop_asked))
+        # Asked by a user, all are; those after the first wait until it has spoken and is gone.
+        return end(error, ended=_other_gone)
     return 0
 
 

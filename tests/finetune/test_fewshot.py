@@ -170,6 +170,18 @@ def test_a_curve_over_numbers_of_examples_has_a_row_for_each(small_run: Any, rea
     assert [row["shots"] for row in read_rows(out)] == [4, 8, 16, 48]
 
 
+def test_prompts_are_tuned_on_weights_of_eight_bits_and_full_tuning_is_not(
+    small_run: Any, read_rows: Any
+) -> None:
+    changes = {"methods": ["ft", "vanilla_pt"], "seeds": [0], "learning_rates": [0.1], "weights": "int8"}
+    settings = small_run(**changes)
+    held = Workshop(settings).backbone("main").model.encoder.block[0].layer[0].SelfAttention.q
+    assert any(buffer.dtype == torch.uint8 for buffer in (*held.buffers(), *held.parameters()))
+    rows = read_rows(run_fewshot(settings))
+    assert {row["method"] for row in rows} == {"ft", "vanilla_pt"}
+    assert {row["protocol"]["weights"] for row in rows} == {"int8"}
+
+
 def test_unified_ppt_is_not_run_twice_where_it_is_the_same_run(task_files: dict[str, str]) -> None:
     ten, mood = Task.load(task_files["ten"]), Task.load(task_files["mood"])
     rows = {row.method: row for row in rows_for(ten, tuple(METHODS))}

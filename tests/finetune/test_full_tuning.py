@@ -14,6 +14,7 @@ from corpora.common.errors import UserError
 from finetune.calibrate import ItemSet
 from finetune.full_tuning import FullTuner, full_tuner
 from finetune.full_weights import FullWeights
+from finetune.memory import MOST_TOKENS, SHARE, training_tokens
 from finetune.tune import Trial, TuneOptions
 from pretrain.backbone import load_backbone
 from pretrain.batching import collate, example_losses
@@ -184,3 +185,31 @@ def test_masters_without_a_place_are_refused(small_run: Any) -> None:
 def test_a_backbone_that_is_not_there_is_refused(small_run: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load the backbone"):
         full_tuner(small_run(), str(tmp_path / "none"), OPTIONS)
+
+
+def test_micro_batches_of_full_tuning_grow_with_the_memory_and_never_vanish(small_run: Any) -> None:
+    backbone = load_backbone(small_run().backbone)
+    tokens = [training_tokens(backbone, free) for free in (-1e9, 1e8, 2e8, 1e12)]
+    assert tokens[0] == 256 < tokens[1] < tokens[2] < tokens[3] == MOST_TOKENS
+    assert all(n % 256 == 0 for n in tokens)
+
+
+def test_training_keeps_no_more_memory_a_token_than_is_counted(small_run: Any, ft_trials: Any) -> None:
+    settings = small_run()
+    (trial,) = ft_trials(settings)
+    weights = FullWeights(settings.backbone, "cpu", replace(OPTIONS, batch_tokens=4096))
+    items = list(trial.train)
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in weights.model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        weights.backward(items, trial.renderer.target_ids(items))
+    n = sum(len(item.input_ids) for item in items)
+    counted = SHARE * 1e9 / training_tokens(backbone=weights.backbone, free=1e9)  # bytes a token
+    assert sum(kept.values()) / n < counted

@@ -40,6 +40,7 @@ def test_tasks_without_data_are_left_out_and_named_by_run_and_report(
     assert {row["task"] for row in rows_of(out)} == {"mood"}
     said = capsys.readouterr().err
     assert f"task rte is left out: no file {data}/rte/train.jsonl, {data}/en/rte/train.jsonl" in said
+    assert said.count("task rte is left out") == 1
     assert "the hub (nyu-mll/glue) cannot be reached" in said
     assert f"no file {data}/amazon_zh/train.jsonl" in said and "names no set on the hub" in said
     warnings = "\n".join(report([out], tmp_path / "report").warnings)
@@ -91,6 +92,10 @@ def test_shots_all_takes_every_row_that_dev_leaves(
     assert {(key["n_train"], key["n_dev"]) for key in keys} == {(48, 12)}
     made = report([run_fewshot(small_run(**changes))], tmp_path / "report")
     assert "Missing cells" not in made.text and not any("asked for" in line for line in made.warnings)
+    out = run_fewshot(small_run(**changes, dev_shots=100, out=str(tmp_path / "halved")))
+    assert {(row["n_train"], row["n_dev"]) for row in rows_of(out)} == {(30, 30)}
+    (line,) = (line for line in report([out], tmp_path / "report").warnings if "asked for" in line)
+    assert line.startswith("mood has 30 examples to choose by, 100 were asked for")
     workshop = Workshop(small_run(**changes, tasks=[task_files["ten"]]))
     keys = [key for choice in plan(workshop) for key in choice.keys]
     assert {(key["n_train"], key["n_dev"]) for key in keys} == {(60, 20)}  # 80 rows, 2 a label to choose by

@@ -97,3 +97,13 @@ def test_files_of_a_cell_that_is_chosen_no_longer_go_with_its_test_score(tmp_pat
     files(old["cell"])[0].write_text("x")  # as a kill between the two leaves it
     Results(tmp_path)
     assert not files(old["cell"])[0].exists() and files(new["cell"])[0].exists()
+
+
+def test_of_two_chosen_rows_of_one_choice_added_together_the_later_stays_chosen(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.add([row(0.1, chosen=True), row(0.3, dev=0.6, chosen=True)])
+    rows = list(Results(tmp_path).rows.values())
+    assert [(one["learning_rate"], one["chosen"], "test" in one) for one in rows] == [
+        (0.1, False, False),
+        (0.3, True, True),
+    ]

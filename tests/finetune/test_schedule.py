@@ -13,9 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune import tune
+from finetune import schedule, tune
 from finetune.fewshot import run_fewshot
 from finetune.methods import rows_for
+from finetune.results import Results
 from finetune.score import Scores
 from finetune.shares import FOLDER
 from finetune.tune import Bank, Outcome, Trial, TuneOptions, tune_prompts
@@ -174,8 +175,6 @@ def test_a_run_killed_over_and_over_makes_up_the_same_batches_and_ends_with_the_
 def test_rows_that_a_kill_left_in_the_checkpoint_alone_are_added_and_not_run_again(
     small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any
 ) -> None:
-    from finetune.results import Results
-
     run = small_run(out=str(tmp_path / "run"), **{**CHANGES, "methods": ["vanilla_pt"]})
     real = Results.add
 
@@ -197,6 +196,61 @@ def test_rows_that_a_kill_left_in_the_checkpoint_alone_are_added_and_not_run_aga
     assert len(rows) == 4 and sum(steps) < sum(
         row["steps"] for row in rows
     )  # the first choice was not tuned again
+
+
+def test_a_kill_between_two_choices_that_end_together_tunes_neither_again(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any, comparable: Any
+) -> None:
+    changes = {**CHANGES, "methods": ["vanilla_pt"], "prompts_together": 8, "save_seconds": 1e9}
+    whole = run_fewshot(small_run(out=str(tmp_path / "whole"), **changes))
+    run = small_run(out=str(tmp_path / "run"), **changes)  # all four cells, two choices, end in one round
+    real, calls = schedule.finish_choice, 0
+
+    def second_is_fatal(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "finish_choice", second_is_fatal)
+        with pytest.raises(Killed):
+            run_fewshot(run)
+    assert len(read_rows(run.out)) == 2
+    monkeypatch.setattr(Bank, "_train_step", lambda self: pytest.fail("trained again"))
+    run_fewshot(run)
+    assert comparable(run.out) == comparable(whole)
+
+
+def test_a_wider_grid_after_a_kill_that_left_rows_in_the_checkpoint_ends(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any
+) -> None:
+    changes = {**CHANGES, "methods": ["vanilla_pt"], "seeds": [0], "prompts_together": 4}
+    run = small_run(out=str(tmp_path / "run"), **changes)
+
+    def refuse(self: Results, rows: Any) -> None:
+        if rows:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", refuse)
+        with pytest.raises(Killed):
+            run_fewshot(run)
+    run_fewshot(small_run(out=run.out, **{**changes, "learning_rates": [0.1, 1.0, 0.5]}))
+    rows = read_rows(run.out)
+    assert sorted(row["learning_rate"] for row in rows) == [0.1, 0.5, 1.0]
+    assert sum(row["chosen"] for row in rows) == 1
+
+
+def test_another_length_of_prompts_begins_again(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_rows: Any
+) -> None:
+    changes = {**CHANGES, "methods": ["vanilla_pt"], "seeds": [0]}
+    run = small_run(out=str(tmp_path / "run"), **changes)
+    assert killed_at(2, monkeypatch, lambda: run_fewshot(run))
+    run_fewshot(small_run(out=run.out, **changes, prompt_len=6))
+    assert len(read_rows(run.out)) == 2
 
 
 @pytest.mark.parametrize("spoil", [b"", b"not a checkpoint"])

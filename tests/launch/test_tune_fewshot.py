@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import yaml
 import finetune.fewshot
 import launch.launcher as launcher
 from corpora.common.errors import UserError
+from finetune.settings import INITS
 from launch.launcher import launch_fewshot
+from pretrain.prompts import INITIALISERS
 
 
 @pytest.fixture
@@ -101,3 +104,11 @@ def test_a_machine_with_gpus_gets_a_process_for_each_unless_it_is_told(
     launch_fewshot(config, [])
     assert "--num_gpus" not in command_of(started)  # the launcher counts by itself
     assert launch_fewshot(config, ["device=cpu"]) == 0 and launch_fewshot(config, ["processes=1"]) == 0
+
+
+def test_settings_are_read_without_torch_and_know_every_initialisation() -> None:
+    code = "import launch.launcher, finetune.settings, sys; print('torch' in sys.modules)"
+    root = Path(launcher.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"  # the launcher starts seconds sooner
+    assert set(INITS) == set(INITIALISERS)
