@@ -103,7 +103,7 @@ class Workshop:
             computes = any(spec.trains == "prompt" and spec.backbone == which for spec in methods)
             self._backbones[which] = load_backbone(
                 settings.needs(which),
-                dtype=settings.dtype,
+                dtype=settings.dtype or "float32",
                 # Full tuning loads its own; this one is then asked what it is, and need not leave its file.
                 device=settings.resolved_device if computes else "cpu",
                 weights=settings.weights if computes else "full",

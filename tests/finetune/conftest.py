@@ -143,6 +143,7 @@ def small_run(tmp_path: Path, backbone_dir: Path, prompts_dir: Path, task_files:
             "ft_learning_rates": [1e-3],
             "prompt_len": PROMPT_LEN,
             "device": "cpu",
+            "dtype": "float32",
         }
         return FewshotSettings(**{**values, **changes})
 

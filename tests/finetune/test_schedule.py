@@ -37,7 +37,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         FewshotSettings(
             out=str(tmp_path_factory.mktemp("run")), backbone=backbone, prompts=str(request.getfixturevalue("prompts_dir")),
             tasks=(files["mood"], files["pair"]), seeds=(0, 1), shots=10, dev_shots=7, epochs=3, batch_size=4,
-            prompt_len=4, device="cpu", eval_every=2,
+            prompt_len=4, device="cpu", dtype="float32", eval_every=2,
         )
     )  # fmt: skip
     trials = [
