@@ -12,6 +12,7 @@ from typing import Any
 from corpora.common.errors import UserError, at
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
+from finetune.results import protocol_parts
 from finetune.task import BY_DEV, FIRST
 
 Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
@@ -164,7 +165,9 @@ def _refuse(name: str, first: Row, second: Row, what: str) -> None:
 def check_protocol(rows: Sequence[Row]) -> None:
     """Refuse rows that were not made under one protocol on the same data.
 
-    The protocol is the same for all rows; a task's version, data and number of test examples for all rows of the task;
+    The protocol is the same for all rows, its numbers of dev examples, steps and epochs for all rows of a task (epochs of
+    full tuning apart), and so are `shorten` and `max_tokens`; a tokenizer for all rows of a backbone; a task's version, data
+    and number of test examples for all rows of the task;
     the verbalizer and the pattern for all rows of a task, method and wording, unless each seed chose its wording; the pre-trained prompt for all rows of a task, method
     and backbone. Seeds, rates, numbers of examples, backbones and their tokenizers may differ.
 
@@ -174,8 +177,11 @@ def check_protocol(rows: Sequence[Row]) -> None:
     first_of: dict[tuple[str, ...], Row] = {}
     for row in rows:
         task, method = str(row["task"]), str(row["method"])
-        first = first_of.setdefault((), row)
-        _refuse("protocol", first, row, "")
+        for which, part in protocol_parts(row).items():
+            here = {**part, "run": row.get("run", "the run")}
+            first = first_of.setdefault(("protocol", *which), here)
+            for name in sorted({*first, *part} - {"run"}):
+                _refuse(name, first, here, f" (task {task})" if task in which else "")
         for name in ("task_version", "data_fingerprint"):
             _refuse(name, first_of.setdefault((task,), row), row, f" (task {task})")
         if row.get("chosen"):
