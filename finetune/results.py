@@ -61,8 +61,8 @@ def protocol_parts(row: ResultRow) -> dict[tuple[str, ...], dict[str, Any]]:
 
 
 def best_first(row: ResultRow) -> tuple[float, float, float]:
-    """Order of choice among learning rates: highest dev score, then lower dev loss, then the smaller rate."""
-    return (-row["dev"], row["dev_loss"], row["learning_rate"])
+    """Order of choice among learning rates: highest dev score, then lower dev loss (a report's row may lack it), then the smaller rate."""
+    return (-float(row["dev"]), float(row.get("dev_loss") or 0.0), float(row["learning_rate"]))
 
 
 def _line(row: ResultRow) -> str:
