@@ -14,7 +14,7 @@ from corpora.common.settings import save_settings
 from finetune.choices import full_tuning
 from finetune.full_tuning import full_tuner
 from finetune.plan import Choice, plan, unfinished
-from finetune.results import KnownRows, ResultRow, Results
+from finetune.results import KnownRows, ResultRow, Results, protocol_parts
 from finetune.schedule import Schedule, unwritten_rows
 from finetune.settings import FewshotSettings
 from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
@@ -164,14 +164,18 @@ def _mine(
 
 def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:
     """Refuse a folder whose rows were made under another protocol: no report could hold both."""
-    now = choices[0].keys[0]["protocol"] if choices else {}
+    now: dict[tuple[str, ...], ResultRow] = {}
+    for choice in choices:
+        for which, part in protocol_parts(choice.keys[0]).items():
+            now.setdefault(which, part)
     for row in results.rows.values():
-        for name, value in now.items():
-            if row["protocol"].get(name) != value:
-                raise UserError(
-                    f'{results.path} holds rows with "{name}" {row["protocol"].get(name)}, now it is {value}; '
-                    "give this run a folder of its own (out)"
-                )
+        for which, part in protocol_parts(row).items():
+            for name, value in now.get(which, {}).items():
+                if part.get(name) != value:
+                    raise UserError(
+                        f'{results.path} holds rows of {row["task"]} with "{name.removeprefix("protocol.")}" {part.get(name)}, '
+                        f"now it is {value}; give this run a folder of its own (out)"
+                    )
 
 
 def notes(results: Results, choices: Sequence[str]) -> list[str]:

@@ -12,11 +12,10 @@ from finetune.results import KnownRows, ResultRow, cell_name, choice_name
 from finetune.wordings import variants
 from finetune.workshop import Cell, Workshop
 
-# Settings that hold for every cell of a run alike, and make it another cell where they differ.
+# Settings that hold for every cell of a run alike, and make it another cell where they differ; those of `OF_TASK` beside them.
 PROTOCOL = (
-    "dev_shots", "shots_per_label", "stratified", "epochs", "batch_size", "eval_every", "prompt_len", "count",
-    "length_normalised", "calibration", "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype",
-    "max_test", "patience", "of_task", "weights",
+    "shots_per_label", "stratified", "batch_size", "prompt_len", "count", "length_normalised", "calibration",
+    "weight_decay", "ft_weight_decay", "clip", "dtype", "ft_dtype", "max_test", "patience", "weights",
 )  # fmt: skip
 
 
@@ -86,7 +85,12 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
     workshop.renderer(cell)  # refuses bad label words
     drawn = workshop.draw(cell.task, cell.shots, cell.seed)
     text = workshop.task_of(cell).pattern_text(row.pattern)
-    protocol = settings.model_dump(mode="json", include=set(PROTOCOL))
+    protocol = {
+        **settings.model_dump(mode="json", include=set(PROTOCOL)),
+        "dev_shots": settings.asked.counts(task, cell.shots)[1],  # of each label where the task has many
+        "epochs": settings.epochs_of(task.name, row.spec.trains),
+        "eval_every": settings.eval_every_of(task.name),
+    }
     key: ResultRow = {
         "backbone": backbone.name,
         "backbone_fingerprint": backbone.fingerprint,
@@ -100,6 +104,9 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
         "verbalizer": workshop.label_words(cell),
         "wording": cell.wording,
         "chosen_wording": workshop.wording(cell),
+        "tokenizer_fingerprint": workshop.tokenizer(row.spec.backbone).fingerprint,
+        "max_tokens": task.encoder_tokens(row.pattern),
+        "shorten": list(task.shorten),
         "shots": len(drawn.train),
         "seed": cell.seed,
         "learning_rate": cell.learning_rate,

@@ -26,7 +26,8 @@ class Cost:
         cells: how many cells were tuned for it, all seeds and rates.
         trained: numbers that train.
         stored_bytes: what has to be kept for the task besides the shared backbone.
-        peak_bytes: the largest memory of the process while a cell of it was tuned.
+        peak_bytes: the largest memory of the process while a cell of it was tuned; of a prompt's, since its bank began, with all
+            that was tuned in it.
         cell: seconds to tune one cell, the mean over all.
         grid: seconds to tune every rate of a grid, the mean over seeds: what one chosen result takes.
         test: seconds to score the test set once, the mean over seeds.

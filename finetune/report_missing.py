@@ -14,7 +14,8 @@ from corpora.common.blocks import Code, Entry, Section, Table, Text
 from corpora.common.errors import UserError
 from corpora.common.settings import read_yaml
 from finetune.methods import METHODS, rows_for
-from finetune.report_read import Row, Run, best_dev_first, same_choice, wording_of
+from finetune.report_read import Row, Run, same_choice, wording_of
+from finetune.results import best_first
 from finetune.settings import ALL
 from finetune.task import FIRST, Task
 from finetune.wordings import variants
@@ -226,9 +227,9 @@ def unscored(rows: Iterable[Row]) -> list[Row]:
         choices.setdefault(same_choice(row), []).append(row)
     found = []
     for some in choices.values():
-        best = min(some, key=best_dev_first)
+        best = min(some, key=best_first)
         chosen = [row for row in some if row.get("chosen")]
-        if not chosen or best_dev_first(best) < min(map(best_dev_first, chosen)):
+        if not chosen or best_first(best) < min(map(best_first, chosen)):
             found.append(best)
     return found
 

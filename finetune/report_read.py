@@ -12,26 +12,14 @@ from typing import Any
 from corpora.common.errors import UserError, at
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
+from finetune.results import best_first, protocol_parts
+from finetune.settings import INITS
 from finetune.task import BY_DEV, FIRST
 
 Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
 
 REQUIRED = ("cell", "task", "method", "shots", "seed", "learning_rate", "dev")
-RANDOM_STARTS = ("normal", "vocabulary", "label_words")
 MAX_NAMED = 3  # cells named in a warning about many
-# What makes a cell another cell (architecture.md); two chosen rows for one place of the table differ in one of these.
-KEY_FIELDS = (
-    "backbone_fingerprint",
-    "task_version",
-    "data_fingerprint",
-    "init",
-    "pattern",
-    "hard_prompt",
-    "verbalizer",
-    "wording",
-    "protocol",
-    "learning_rate",
-)
 
 
 @dataclass(frozen=True)
@@ -164,7 +152,9 @@ def _refuse(name: str, first: Row, second: Row, what: str) -> None:
 def check_protocol(rows: Sequence[Row]) -> None:
     """Refuse rows that were not made under one protocol on the same data.
 
-    The protocol is the same for all rows; a task's version, data and number of test examples for all rows of the task;
+    The protocol is the same for all rows, its numbers of dev examples, steps and epochs for all rows of a task (epochs of
+    full tuning apart), and so are `shorten` and `max_tokens`; a tokenizer for all rows of a backbone; a task's version, data
+    and number of test examples for all rows of the task;
     the verbalizer and the pattern for all rows of a task, method and wording, unless each seed chose its wording; the pre-trained prompt for all rows of a task, method
     and backbone. Seeds, rates, numbers of examples, backbones and their tokenizers may differ.
 
@@ -174,8 +164,11 @@ def check_protocol(rows: Sequence[Row]) -> None:
     first_of: dict[tuple[str, ...], Row] = {}
     for row in rows:
         task, method = str(row["task"]), str(row["method"])
-        first = first_of.setdefault((), row)
-        _refuse("protocol", first, row, "")
+        for which, part in protocol_parts(row).items():
+            here = {**part, "run": row.get("run", "the run")}
+            first = first_of.setdefault(("protocol", *which), here)
+            for name in sorted({*first, *part} - {"run"}):
+                _refuse(name, first, here, f" (task {task})" if task in which else "")
         for name in ("task_version", "data_fingerprint"):
             _refuse(name, first_of.setdefault((task,), row), row, f" (task {task})")
         if row.get("chosen"):
@@ -183,7 +176,7 @@ def check_protocol(rows: Sequence[Row]) -> None:
         where = f" (task {task}, method {method})"
         for name in ("verbalizer", "hard_prompt", "pattern") if wording_of(row) != BY_DEV else ():
             _refuse(name, first_of.setdefault((task, method, "wording", wording_of(row)), row), row, where)
-        if row.get("init") and row["init"] not in RANDOM_STARTS:
+        if row.get("init") and row["init"] not in INITS:
             backbone = str(row.get("backbone_fingerprint", ""))
             _refuse("init", first_of.setdefault((task, method, "init", backbone), row), row, where)
 
@@ -197,11 +190,6 @@ def same_choice(row: Row) -> tuple[str, ...]:
     """What rows share that differ in nothing but the learning rate: a seed chooses one of them by dev."""
     fields = ("method", "init", "backbone_fingerprint", "task", "shots", "seed")
     return (*(str(row.get(name)) for name in fields), wording_of(row))
-
-
-def best_dev_first(row: Row) -> tuple[float, float, float]:
-    """Order of choice among learning rates: highest dev score, then lower dev loss, then the smaller rate."""
-    return (-float(row["dev"]), float(row.get("dev_loss") or 0.0), float(row["learning_rate"]))
 
 
 def _conflict(first: Row, second: Row) -> str | None:
@@ -264,7 +252,7 @@ def choose_again(rows: Sequence[Row]) -> tuple[list[Row], int]:
     again = 0
     for some in chosen.values():
         if len(some) > 1 and len({float(row["learning_rate"]) for row in some}) == len(some):
-            best = min(some, key=best_dev_first)
+            best = min(some, key=best_first)
             beaten |= {str(row["cell"]) for row in some if row is not best}
             again += 1
     return [{**row, "chosen": False} if str(row["cell"]) in beaten else row for row in rows], again

@@ -31,7 +31,8 @@ from pretrain.artifact import prompts_folder
 
 COSTS_TEXT = (
     "What each method takes, over the tasks of the main table: numbers that train, bytes to keep for a task besides the shared "
-    "backbone, the largest memory of the process while a cell was tuned, mean seconds to tune one cell (cells tuned "
+    "backbone, the largest memory of the process (of prompts: of the whole bank of cells since it began, alike for all that were tuned "
+    "together, whatever their method), mean seconds to tune one cell (cells tuned "
     "together share their time), a whole grid of rates for one seed, and to score a test set once. Seconds are of the machine that ran the cell; "
     "– where the rows do not say."
 )

@@ -10,7 +10,9 @@ from typing import Any
 from corpora.common.blocks import Entry, Table
 from corpora.common.errors import UserError
 from finetune.methods import METHODS
-from finetune.report_read import KEY_FIELDS, RANDOM_STARTS, Row, wording_of
+from finetune.report_read import Row, wording_of
+from finetune.results import KEY
+from finetune.settings import INITS
 from finetune.task import BY_DEV, FIRST
 
 # Titles of the rows, in the table's order; methods of other releases follow by name.
@@ -67,7 +69,7 @@ Places = dict[tuple[Line, str, int], Stat]  # (line, task, shots) -> scores
 
 def _start(row: Row) -> str:
     init = row.get("init")
-    return str(init) if init in RANDOM_STARTS else ("pretrained" if init else "")
+    return str(init) if init in INITS else ("pretrained" if init else "")
 
 
 def _order(method: str) -> int:
@@ -144,7 +146,7 @@ def places_of(rows: Sequence[Row]) -> Places:
 
 
 def _refuse_second(first: Row, second: Row, line: Line) -> None:
-    differs = [name for name in KEY_FIELDS if first.get(name) != second.get(name)]
+    differs = [name for name in KEY if first.get(name) != second.get(name)]
     raise UserError(
         f"{first.get('run', 'the run')} and {second.get('run', 'the run')} both hold {line.label} on {first['task']} with "
         f"{first['shots']} examples and seed {first['seed']}, and differ in {', '.join(differs) or 'their results'}; "

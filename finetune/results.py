@@ -11,14 +11,17 @@ from typing import Any
 
 from corpora.common.errors import UserError, at
 from corpora.common.files import hash_json, machine_errors, write_text_atomic
+from finetune.methods import METHODS
 
 ResultRow = dict[str, Any]
 
 # What makes a cell the cell it is; each stands as a field of its row (architecture.md, few-shot run).
 KEY = (
     "backbone_fingerprint", "task", "task_version", "data_fingerprint", "method", "init", "pattern", "hard_prompt",
-    "verbalizer", "wording", "shots", "seed", "learning_rate", "protocol",
+    "verbalizer", "wording", "tokenizer_fingerprint", "max_tokens", "shorten", "shots", "seed", "learning_rate", "protocol",
 )  # fmt: skip
+# Of a row's protocol: what is settled for its task, so that another task may have it otherwise.
+OF_TASK = ("dev_shots", "epochs", "eval_every")
 
 
 def cell_name(row: ResultRow) -> str:
@@ -31,9 +34,35 @@ def choice_name(row: ResultRow) -> str:
     return hash_json({name: row[name] for name in KEY if name != "learning_rate"})[:16]
 
 
+def protocol_parts(row: ResultRow) -> dict[tuple[str, ...], dict[str, Any]]:
+    """What a row has in common with others for all of them to stand in one table.
+
+    Returns:
+        Which rows -> dotted name -> what all of them have: rows at all, of its task, of its task that train the same, of
+        its task with an equal limit of length, of its backbone. What a row of an earlier release lacks is None.
+    """
+    protocol = row.get("protocol") or {}
+    task, method = str(row["task"]), METHODS.get(row["method"])
+    trains = method.trains if method else str(row["method"])
+    unified = "unified" if method and method.pattern == "unified" else "own"
+
+    def own(*names: str) -> dict[str, Any]:
+        return {f"protocol.{name}": protocol.get(name) for name in names}
+
+    return {
+        (): own(*(name for name in protocol if name not in OF_TASK)),
+        ("task", task): {**own("dev_shots", "eval_every"), "shorten": row.get("shorten")},
+        ("trains", task, trains): own("epochs"),  # full tuning's may be its own
+        ("pattern", task, unified): {"max_tokens": row.get("max_tokens")},
+        ("backbone", str(row.get("backbone_fingerprint"))): {
+            "tokenizer_fingerprint": row.get("tokenizer_fingerprint")
+        },
+    }
+
+
 def best_first(row: ResultRow) -> tuple[float, float, float]:
-    """Order of choice among learning rates: highest dev score, then lower dev loss, then the smaller rate."""
-    return (-row["dev"], row["dev_loss"], row["learning_rate"])
+    """Order of choice among learning rates: highest dev score, then lower dev loss (a report's row may lack it), then the smaller rate."""
+    return (-float(row["dev"]), float(row.get("dev_loss") or 0.0), float(row["learning_rate"]))
 
 
 def _line(row: ResultRow) -> str:

@@ -21,10 +21,13 @@ from corpora.common.files import hash_json, write_text_atomic
 from finetune.calibrate import ItemSet, score_sets
 from finetune.draws import IntArray
 from finetune.methods import Row as MethodRow
+from finetune.settings import FewshotSettings
 from finetune.task import BY_DEV, FIRST, PatternKind, Task
 from pretrain.backbone import Backbone
 
 FILE = "wordings.jsonl"
+# Settings under which other scores come out, and so perhaps another choice.
+DECIDING = ("calibration", "dtype", "length_normalised", "prompt_len", "weights")
 LOOK_EVERY = 0.2  # seconds between looks at what another process has chosen
 
 
@@ -118,7 +121,13 @@ def score_wordings(
 
 
 def choice_key(
-    task: Task, data_fingerprint: str, backbone: Backbone, kind: PatternKind, seed: int, dev: IntArray
+    settings: FewshotSettings,
+    task: Task,
+    data_fingerprint: str,
+    backbone: Backbone,
+    kind: PatternKind,
+    seed: int,
+    dev: IntArray,
 ) -> dict[str, Any]:
     """What a choice hangs on, but for the texts of its candidates: the fields that its line starts with."""
     return {
@@ -131,6 +140,9 @@ def choice_key(
         "seed": seed,
         "n_dev": len(dev),
         "examples": hash_json(sorted(dev.tolist()))[:16],
+        "max_tokens": task.encoder_tokens(kind),
+        "shorten": list(task.shorten),
+        **settings.model_dump(mode="json", include=set(DECIDING)),
     }
 
 
@@ -201,12 +213,8 @@ class WordingChoices:
     def _name(key: Mapping[str, Any], candidates: Sequence[Mapping[str, Any]]) -> str:
         texts = [[one["name"], one["pattern"], one["verbalizer"]] for one in candidates]
         names = (
-            "task",
-            "task_version",
-            "data_fingerprint",
-            "backbone_fingerprint",
-            "kind",
-            "seed",
-            "examples",
-        )
-        return hash_json([{name: key[name] for name in names}, texts])
+            "task", "task_version", "data_fingerprint", "backbone_fingerprint", "kind", "seed", "examples", "max_tokens", "shorten",
+            *DECIDING,
+        )  # fmt: skip
+        # A line of an earlier release lacks the last of them: it is nobody's choice now.
+        return hash_json([{name: key.get(name) for name in names}, texts])

@@ -213,7 +213,8 @@ class Workshop:
             return FIRST
         dev = self.draw(cell.task, cell.shots, cell.seed).dev
         backbone = self.backbone(which)
-        line = choice_key(task, self.data(cell.task).fingerprint, backbone, kind, cell.seed, dev)
+        data = self.data(cell.task).fingerprint
+        line = choice_key(self.settings, task, data, backbone, kind, cell.seed, dev)
         if self.follows:
             return self.wordings.wait_for(line, tasks, kind)
         known = self.wordings.known(line, tasks, kind)

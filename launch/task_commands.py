@@ -102,7 +102,10 @@ def task_check(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data; default: as the file says.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Settings of a few-shot run: its backbone, data and examples count.")
+        Path | None,
+        typer.Option(
+            help="Settings of a few-shot run, a file or a preset: its backbone, data and examples count."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -117,11 +120,14 @@ def task_check(
     if config is not None or overrides:
         from corpora.common.settings import load_settings
         from finetune.settings import FewshotSettings
+        from launch.launcher import fewshot_settings
 
-        mine = [f"tasks={json.dumps([file])}"]
+        mine = [*(overrides or []), f"tasks={json.dumps([file])}"]
         if config is None:
             mine += ["out=runs/fewshot", "backbone=none"]
-        settings = load_settings(FewshotSettings, config, [*(overrides or []), *mine])
+            settings = load_settings(FewshotSettings, None, mine)
+        else:
+            settings = fewshot_settings(config, mine)
         asked = settings.asked
         methods = settings.methods if "methods" in settings.model_fields_set else None
         source = data if data is not None else settings.data

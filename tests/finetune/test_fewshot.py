@@ -151,10 +151,91 @@ def test_rows_of_another_protocol_are_not_added_to_a_run(small_run: Any) -> None
     out = run_fewshot(settings)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(
-        UserError, match=r'rows with "epochs" 1, now it is 2; give this run a folder of its own'
+        UserError, match=r'rows of mood with "epochs" 1, now it is 2; give this run a folder of its own'
     ):
         run_fewshot(small_run(methods=["vanilla_pt"], seeds=[0], epochs=2))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def edited(task_files: dict[str, str], folder: Path, **changes: Any) -> str:
+    """The task `mood` with other keys, under its own name."""
+    folder.mkdir()
+    for part in ("train", "test"):
+        source = Path(task_files["mood"]).with_name(f"{part}.jsonl")
+        (folder / f"{part}.jsonl").write_bytes(source.read_bytes())
+    values = {**yaml.safe_load(Path(task_files["mood"]).read_text()), **changes}
+    (folder / "mood.yaml").write_text(yaml.safe_dump(values))
+    return str(folder / "mood.yaml")
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 24), ("shorten", ["text"])])
+def test_a_task_whose_texts_are_cut_otherwise_has_other_cells_and_wants_a_folder_of_its_own(
+    small_run: Any, task_files: dict[str, str], tmp_path: Path, name: str, value: Any
+) -> None:
+    changes = {"methods": ["vanilla_pt"], "seeds": [0], "learning_rates": [0.1], "epochs": 1}
+    run_fewshot(small_run(**changes))
+    other = small_run(**changes, tasks=[edited(task_files, tmp_path / "edited", **{name: value})])
+    cells = {key["cell"] for settings in (small_run(**changes), other) for key in keys_of(settings)}
+    assert len(cells) == 2
+    with pytest.raises(UserError, match=f'rows of mood with "{name}" .*, now it is .*folder of its own'):
+        run_fewshot(other)
+
+
+def keys_of(settings: FewshotSettings) -> list[dict[str, Any]]:
+    return [key for choice in plan(Workshop(settings)) for key in choice.keys]
+
+
+def test_another_tokenizer_beside_the_same_weights_makes_other_cells(
+    small_run: Any, backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small_run(methods=["vanilla_pt"], seeds=[0], learning_rates=[0.1])
+    (key,) = keys_of(settings)
+    workshop = Workshop(settings)
+    assert key["tokenizer_fingerprint"] == workshop.tokenizer("main").fingerprint
+    monkeypatch.setitem(vars(workshop.tokenizer("main")), "fingerprint", "other")
+    (other,) = (key for choice in plan(workshop) for key in choice.keys)
+    assert other["backbone_fingerprint"] == key["backbone_fingerprint"] and other["cell"] != key["cell"]
+
+
+def test_what_one_task_has_otherwise_changes_its_own_cells_only(
+    small_run: Any, task_files: dict[str, str]
+) -> None:
+    changes = {
+        "tasks": [task_files["mood"], task_files["pair"]],
+        "methods": ["ft", "vanilla_pt"],
+        "seeds": [0],
+    }
+    of_task = {"mood": {"epochs": 4, "ft_epochs": 2, "eval_every": 3, "dev_shots": 6}}
+    before, after = (
+        {
+            (key["task"], key["method"], key["learning_rate"]): key
+            for key in keys_of(small_run(**changes, **more))
+        }
+        for more in ({}, {"of_task": of_task})
+    )
+    assert {place for place in before if before[place]["cell"] != after[place]["cell"]} == {
+        place for place in before if place[0] == "mood"
+    }
+    for (task, method, _), key in after.items():
+        found = {name: key["protocol"][name] for name in ("epochs", "eval_every", "dev_shots")}
+        own = {"epochs": 2 if method == "ft" else 4, "eval_every": 3, "dev_shots": 6}
+        assert found == (own if task == "mood" else {"epochs": 3, "eval_every": 2, "dev_shots": 12})
+
+
+def test_a_run_goes_on_where_another_task_is_added_with_epochs_of_its_own_but_not_where_one_is_changed(
+    small_run: Any, task_files: dict[str, str], read_rows: Any
+) -> None:
+    changes: dict[str, Any] = {
+        "methods": ["ft", "vanilla_pt"], "seeds": [0], "learning_rates": [0.1], "epochs": 1, "of_task": {"mood": {"ft_epochs": 2}}
+    }  # fmt: skip
+    first = read_rows(run_fewshot(small_run(**changes)))
+    both = {"tasks": [task_files["mood"], task_files["pair"]]}
+    more = {**changes, **both, "of_task": {**changes["of_task"], "pair": {"epochs": 2, "dev_shots": 6}}}
+    rows = read_rows(run_fewshot(small_run(**more)))
+    assert len(rows) == 4 and rows[:2] == first
+    for own, name in (({"epochs": 3}, "epochs"), ({"ft_epochs": 2, "dev_shots": 6}, "dev_shots")):
+        with pytest.raises(UserError, match=f'rows of mood with "{name}"'):
+            run_fewshot(small_run(**{**more, "of_task": {**more["of_task"], "mood": own}}))
 
 
 @pytest.mark.defect(11)

@@ -89,6 +89,12 @@ def test_a_grid_that_two_machines_shared_out_is_chosen_from_by_dev_and_not_by_te
         ({"task_version": 2}, "task_version"),
         ({"data_fingerprint": "e"}, "data_fingerprint"),
         ({"n_test": 100}, "n_test"),
+        ({"protocol": {**PROTOCOL, "epochs": 20}}, "protocol.epochs"),
+        ({"protocol": {**PROTOCOL, "eval_every": 6}}, "protocol.eval_every"),
+        ({"protocol": {**PROTOCOL, "dev_shots": 16}}, "protocol.dev_shots"),
+        ({"max_tokens": 128}, "max_tokens"),  # the other one is of a release that does not say
+        ({"shorten": ["text"]}, "shorten"),
+        ({"tokenizer_fingerprint": "t"}, "tokenizer_fingerprint"),
     ],
 )
 def test_seeds_of_two_protocols_do_not_stand_in_one_mean(
@@ -97,6 +103,32 @@ def test_seeds_of_two_protocols_do_not_stand_in_one_mean(
     with pytest.raises(UserError) as caught:
         merged(tmp_path, [made_row("ppt", 0)], [made_row("ppt", 1, **change)])
     assert f'"{field}"' in str(caught.value) and str(tmp_path / "two") in str(caught.value)
+
+
+def test_tasks_may_have_epochs_dev_scores_and_dev_examples_of_their_own_and_full_tuning_its_epochs(
+    tmp_path: Path,
+) -> None:
+    own = {"protocol": {**PROTOCOL, "epochs": 20, "eval_every": 3, "dev_shots": 16}, "task": "cb"}
+    ft = {"init": None, "protocol": {**PROTOCOL, "epochs": 10}}
+    one = [made_row("ppt", seed) for seed in range(2)] + [made_row("ft", seed, **ft) for seed in range(2)]
+    two = [made_row("ppt", seed, **own, cell=f"cb {seed}") for seed in range(2)]
+    assert set(merged(tmp_path, one, two).summary["tasks"]) == {"sst2", "cb"}
+    other = [made_row("vanilla_pt", 0, protocol=ft["protocol"])]
+    with pytest.raises(UserError, match=r'"protocol.epochs" \(task sst2\): 50 and 10'):
+        report([tmp_path / "one", write_run(tmp_path / "three", other)], tmp_path / "out")
+
+
+def test_the_unified_pattern_may_be_longer_than_the_tasks_own_and_another_backbone_has_another_tokenizer(
+    tmp_path: Path,
+) -> None:
+    same = {"shorten": []}
+    one = [made_row("ppt", seed, max_tokens=128, tokenizer_fingerprint="t", **same) for seed in range(2)]
+    unified = [made_row("unified_ppt", seed, init="cafe", max_tokens=384, **same) for seed in range(2)]
+    two = [{**row, "backbone_fingerprint": "g", "tokenizer_fingerprint": "u"} for row in unified]
+    assert len(merged(tmp_path, one, two).summary["tasks"]["sst2"]) == 2
+    with pytest.raises(UserError, match='"max_tokens"'):
+        other = [{**two[0], "method": "vanilla_pt", "init": "normal", "cell": "x"}]
+        report([tmp_path / "one", write_run(tmp_path / "three", other)], tmp_path / "out")
 
 
 def test_other_seeds_rates_numbers_of_examples_and_backbones_stand_together(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from corpora.common.rng import generator
 from finetune import schedule, tune
+from finetune.calibrate import ItemSet, score_sets
 from finetune.fewshot import run_fewshot
 from finetune.methods import rows_for
 from finetune.results import Results
@@ -52,11 +54,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     return net, trials
 
 
-_alone: dict[tuple[int, float, int, int | None], Outcome] = {}
+_alone: dict[tuple[str, bytes, float, int, int | None], Outcome] = {}
 
 
 def tuned_alone(net: Any, trial: Trial, patience: int | None) -> Outcome:
-    key = (id(trial.train), trial.learning_rate, len(trial.order), patience)
+    assert trial.start_PD is not None
+    start = trial.start_PD.numpy().tobytes()
+    key = (trial.same_start, start, trial.learning_rate, len(trial.order), patience)
     if key not in _alone:
         (_alone[key],) = tune_prompts(net, [trial], replace(OPTIONS, patience=patience, batch_tokens=2000))
     return _alone[key]
@@ -76,10 +80,26 @@ def test_any_trials_in_any_number_of_places_end_as_each_does_alone(
     patience: int | None,
     batch_tokens: int,
 ) -> None:
-    net, trials = pool
+    ends_as_alone(pool[0], pool[1], picks, places, patience, batch_tokens)
+
+
+def ends_as_alone(
+    net: Any,
+    trials: list[Trial],
+    picks: list[tuple[int, int]],
+    places: int,
+    patience: int | None,
+    batch_tokens: int,
+) -> list[tuple[Trial, Outcome, Outcome]]:
+    """Tunes the picked trials together and alone and compares.
+
+    Returns:
+        Each trial with what came of it together and alone.
+    """
     chosen = [replace(trials[i], order=trials[i].order[:steps]) for i, steps in picks]
     options = replace(OPTIONS, patience=patience, batch_tokens=batch_tokens)
     together = tune_prompts(net, chosen, options, places)
+    found = []
     for trial, outcome in zip(chosen, together, strict=True):
         alone = tuned_alone(net, trial, patience)
         assert (outcome.step, outcome.dev, outcome.waited) == (alone.step, alone.dev, alone.waited)
@@ -89,6 +109,46 @@ def test_any_trials_in_any_number_of_places_end_as_each_does_alone(
         torch.testing.assert_close(
             outcome.best, alone.best, atol=1e-5 * net.backbone.embedding_rms, rtol=1e-5
         )
+        found.append((trial, outcome, alone))
+    return found
+
+
+def of_length(trial: Trial, prompt_len: int) -> Trial:
+    """A trial from a random prompt of another length, the same for equal starts."""
+    old = trial.start_PD
+    assert old is not None
+    noise = generator(prompt_len, "start", trial.same_start).standard_normal((prompt_len, old.shape[1]))
+    return replace(trial, start_PD=torch.from_numpy(noise).to(old) * old.std())
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("prompt_len", [1, 4, 9])
+@given(
+    picks=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 9)), min_size=1, max_size=12),
+    places=st.integers(1, 8),
+    patience=st.sampled_from([None, 1, 2]),
+    batch_tokens=st.sampled_from([64, 200, 2000]),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_trials_of_any_prompt_length_end_as_alone_and_predict_the_same(
+    pool: tuple[Any, list[Trial]],
+    prompt_len: int,
+    picks: list[tuple[int, int]],
+    places: int,
+    patience: int | None,
+    batch_tokens: int,
+) -> None:
+    net, trials = pool
+    own = [of_length(trial, prompt_len) for trial in trials]
+    for trial, *outcomes in ends_as_alone(net, own, picks, places, patience, batch_tokens):
+        predicted = []
+        for outcome in outcomes:
+            assert isinstance(outcome.best, torch.Tensor)
+            items = [ItemSet(trial.dev, trial.renderer.verbalizer)]
+            (scores,) = score_sets(net.backbone, items, outcome.best[None], batch_tokens=2000)
+            predicted.append(scores.predictions)
+            assert scores.accuracy == outcome.dev
+        np.testing.assert_array_equal(*predicted)
 
 
 def test_a_finished_trial_gives_its_place_to_one_that_waits(pool: tuple[Any, list[Trial]]) -> None:

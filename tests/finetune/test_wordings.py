@@ -182,6 +182,42 @@ def test_a_choice_that_was_made_is_kept_when_the_run_goes_on(small_run: Any, wor
         WordingChoices(out)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"calibration": "contextual"},
+        {"length_normalised": True},
+        {"dtype": "bfloat16"},
+        {"weights": "int8"},
+        {"prompt_len": 5},
+        {"max_tokens": 40},
+        {"shorten": ["text"]},
+    ],
+)
+def test_a_choice_that_was_made_under_other_settings_is_made_again(
+    small_run: Any, worded: str, change: dict[str, Any]
+) -> None:
+    changes: dict[str, Any] = {"tasks": [worded], "methods": ["hybrid_pt"], "wording": "dev", "seeds": [0]}
+    first = Workshop(small_run(**changes))
+    (cell,) = {choice.cells[0] for choice in plan(first)}
+    first.wordings.save()
+    (choice,) = rows_of(first.settings.out, "wordings.jsonl")
+    other = next(one["name"] for one in choice["candidates"] if one["name"] != choice["chosen"])
+    (Path(first.settings.out) / "wordings.jsonl").write_text(json.dumps({**choice, "chosen": other}) + "\n")
+    assert Workshop(small_run(**changes)).wording(cell) == other  # the same settings: kept as it stands
+    if "max_tokens" in change or "shorten" in change:
+        text = yaml.safe_dump({**yaml.safe_load(Path(worded).read_text()), **change})
+        Path(worded).write_text(text)
+    else:
+        changes.update(change)
+    again = Workshop(small_run(**changes))
+    again.wording(cell)
+    again.wordings.save()
+    old, new = rows_of(first.settings.out, "wordings.jsonl")
+    (name,) = change
+    assert old["chosen"] == other and new[name] == change[name] != old[name]
+
+
 def test_a_process_that_follows_waits_for_the_choices_of_the_first(small_run: Any, worded: str) -> None:
     settings = small_run(tasks=[worded], methods=["hybrid_pt"], wording="dev")
     first = Workshop(settings)

@@ -160,6 +160,17 @@ def test_check_takes_what_a_run_asks_for_from_its_settings_and_from_the_command_
     assert 'did you mean "shots"' in str(unknown.exception)
 
 
+def test_check_knows_the_presets_of_a_few_shot_run_by_name(news: Path, tokenizer_dir: Path) -> None:
+    run("new", ".", "--label", "sort", "--yes", "--out", "t.yaml")
+    of_its_own = run("check", "t.yaml", "--config", "pocket_table")  # whose backbone lies in the package
+    assert "90 rows to draw from" in of_its_own.stdout and "example: " in of_its_own.stdout
+    given = ("shots=100", f"backbone={tokenizer_dir}")
+    assert run("check", "t.yaml", "--config", "main_table", *given).exit_code == 0  # takes fewer
+    assert run("check", "t.yaml", "--config", "main_table", "allow_fewer=false", *given).exit_code == 2
+    unknown = run("check", "t.yaml", "--config", "main_tabel")
+    assert 'did you mean "main_table"' in str(unknown.exception)
+
+
 def test_a_task_that_is_not_there_is_an_error_of_the_check(news: Path) -> None:
     found = run("check", "absent.yaml")
     assert found.exit_code == 2 and "error: absent.yaml does not exist" in found.stdout
