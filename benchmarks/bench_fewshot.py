@@ -4,7 +4,8 @@ The same backbone, draws, orders, starting prompts, optimiser steps and dev scor
 choose by, in batches of 16:
 
     together     `ppt fewshot` with all cells at once, as it does it by default, and at the best of the settings tried
-    one_by_one   `ppt fewshot` with `prompts_together: 1`, in one process with all threads, and in as many as there are cores
+    one_by_one   `ppt fewshot` with `prompts_together: 1`, in one process with all threads
+    processes    both in as many processes as there are cores, a thread each; in the first round alone
     peft_loop    PEFT's prompt tuning in a plain training loop, one cell after the other, at the best of its settings: weights in
                  bfloat16 or float32, eager or SDPA attention, batches in one pass or in two sorted by length, torch.compile
 
@@ -48,6 +49,7 @@ BUDGETS = {"cpu": (2048, 4096, 8192), "cuda": (32768, 65536)}  # encoder tokens 
 CEILING_TOKENS = (1024, 4096)  # rows of the products
 AIMS = {"pocket/one_by_one": 2.0, "t5-large/one_by_one": 5.0}
 COMPILED = {"cpu": ("pocket",), "cuda": ("t5-large",)}  # where it may end within the bench's time
+ONCE = "_processes"  # sides of one round
 LOSS_APART, COSINE, NORMS_APART = 0.02, 0.98, 0.05  # what bfloat16 leaves of equal losses and gradients
 Result = dict[str, Any]
 Values = dict[str, Any]
@@ -66,9 +68,7 @@ def main() -> None:
         "--epochs", type=int, help="over the 32 training examples, instead of the shape's own"
     )
     parser.add_argument("--untried", action="store_true", help="the default settings of each side")
-    parser.add_argument(
-        "--only", default="together,processes,one_by_one,peft_loop", help="sides, with commas between"
-    )
+    parser.add_argument("--only", help="sides, with commas between, instead of the shape's own")
     parser.add_argument("--dry-run", action="store_true", help="a tiny shape on a CPU, few cells")
     given = parser.parse_args()
     if given.dry_run:
@@ -79,10 +79,12 @@ def main() -> None:
     raw: dict[str, Any] = {}
     for shape in given.shapes.split(","):
         given_by_hand = {name: value for name in ("rounds", "epochs") if (value := getattr(given, name))}
+        if given.only:
+            given_by_hand["sides"] = tuple(given.only.split(","))
         plan = dataclasses.replace(PLANS.get(shape, Plan()), **given_by_hand)
         with tempfile.TemporaryDirectory() as folder:
             ground = prepare(Path(folder), shape, plan, given.task)
-            bench = Bench(shape, plan, ground, device, given.only.split(","), given.untried)
+            bench = Bench(shape, plan, ground, device, given.untried)
             raw[shape] = bench.measure()
         ratios |= {f"{shape}/{rival}": value for rival, value in raw[shape].pop("ratios").items()}
         if "best" in raw[shape]:
@@ -96,7 +98,7 @@ def main() -> None:
         print(
             f"{aim['ratio']}: {aim['value']:.2f} x, aim {aim['bound']:.0f} x: {'met' if aim['met'] else 'NOT MET'}"
         )
-    settings = {"shapes": given.shapes, "task": given.task, "device": device, "sides": given.only}
+    settings = {"shapes": given.shapes, "task": given.task, "device": device}
     finish("fewshot", settings, ratios, raw, {"ceiling_share": shares, "aims": aims})
     if wrong := [f"{shape} {name}" for shape in raw for name in raw[shape]["failed"]]:
         raise SystemExit(f"failed: {', '.join(wrong)}")
@@ -111,11 +113,9 @@ def _device() -> str:
 class Bench:
     """One shape."""
 
-    def __init__(
-        self, shape: str, plan: Plan, ground: Ground, device: str, sides: list[str], untried: bool
-    ) -> None:
+    def __init__(self, shape: str, plan: Plan, ground: Ground, device: str, untried: bool) -> None:
         self._shape, self._plan, self._ground, self._device = shape, plan, ground, device
-        self._sides, self._untried = sides, untried or shape == "tiny"
+        self._sides, self._untried = plan.sides, untried or shape == "tiny"
         self._tried: dict[str, dict[str, Any]] = {"together": {}, "one_by_one": {}, "peft_loop": {}}
         laid_open = Side(Cells, ground.values)
         self._cells: list[LoopCell] = laid_open.ask("all")
@@ -143,7 +143,9 @@ class Bench:
         failed: dict[str, str] = {}
         for number in range(plan.rounds):
             ceilings.append(self._ceiling())
-            for name in [name for name in works if name not in failed]:
+            for name in works:
+                if name in failed or (number and name.endswith(ONCE)):
+                    continue
                 try:
                     rounds[name].append(works[name]())
                 except RuntimeError as error:  # the others are measured all the same
@@ -176,8 +178,9 @@ class Bench:
             one["learning_rates"] = values["learning_rates"][: self._plan.rates_alone]
         works: dict[str, Any] = {}
         dtype = DTYPES[self._device][-1]
-        if "together" in self._sides:
+        if "default" in self._sides:
             works["default"] = lambda: self._ours({})
+        if "together" in self._sides:
             best = {**many, **self._best("together", many, [None, *BUDGETS[self._device]])}
             works["together"] = lambda: self._ours(best)
             dtype = best["dtype"]
@@ -257,7 +260,7 @@ class Bench:
         """The rival's settings by which all cells would end first, as two runs of the first cell's first steps tell."""
         from fewshot_rival import Choice
 
-        steps = min(len(self._cells[0].order), 2 * max(1, self._plan.trial_epochs))
+        steps = min(len(self._cells[0].order), 2 * self._plan.trial_epochs or 1)
         part = self._counted(
             [dataclasses.replace(self._cells[0], order=self._cells[0].order[:steps], evaluated=[0, steps])]
         )

@@ -29,6 +29,10 @@ MEDIAN_WORDS, SPREAD, LONGEST = 17, 0.57, 52
 ROWS = 400  # generated for training; a quarter of it for the test set
 
 
+SIDES = ("default", "together", "processes", "one_by_one", "peft_loop")
+LARGE = ("together", "one_by_one", "peft_loop")  # where each takes minutes
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a shape is measured.
@@ -41,6 +45,7 @@ class Plan:
             examples alone, so the other rates' cells are counted with the seconds of these.
         trial_epochs: of the trials of settings.
         seeds, rates: of the grid.
+        sides: what is measured.
     """
 
     prompt_len: int = PROMPT_LEN
@@ -50,14 +55,15 @@ class Plan:
     trial_epochs: int = 0
     seeds: tuple[int, ...] = SEEDS
     rates: tuple[float, ...] = RATES
+    sides: tuple[str, ...] = SIDES
 
 
 PLANS = {
     "tiny": Plan(4, 2, 1, 1, 0, SEEDS[:2], RATES[:2]),
     "pocket": Plan(POCKET_PROMPT, 10, 3, len(RATES), 2),
-    "t5-base": Plan(),
+    "t5-base": Plan(sides=LARGE),
     "t5-large": Plan(epochs=10, rounds=2, rates_alone=len(RATES), trial_epochs=1),
-    "t5-xxl": Plan(),
+    "t5-xxl": Plan(sides=LARGE),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fewshot_data import Count
 
 Result = dict[str, Any]
-TOGETHER = ("default", "together", "together_processes")
+TOGETHER = ("default", "together")  # what the ratios may be made with; `processes` run one round alone
 RIVALS = ("one_by_one", "peft_loop")
 EQUAL_PROCESSES = (
     ("one_by_one", "default"),
@@ -61,7 +61,7 @@ def told(settings: dict[str, Any]) -> str:
 
 def _side(counted: Count, results: list[Result], tops: list[float], steps: int) -> Result:
     took = [one["seconds"] for one in results]
-    share = statistics.median(counted.encoder / one / top for one, top in zip(took, tops, strict=True))
+    share = statistics.median(counted.encoder / one / top for one, top in zip(took, tops, strict=False))
     best_dev = [max(point["dev"] for point in cell["curve"]) for cell in results[0]["cells"].values()]
     return {
         "seconds": took,
@@ -79,7 +79,7 @@ def _compared(shape: str, found: Result, rounds: dict[str, list[Result]]) -> Res
     """Our `best` side, `ratios` of the others to it, and what they could be at most."""
 
     def ratio(theirs: str, ours: str) -> float:
-        pairs = zip(rounds[theirs], rounds[ours], strict=True)
+        pairs = zip(rounds[theirs], rounds[ours], strict=False)
         return statistics.median(one["seconds"] / other["seconds"] for one, other in pairs)
 
     ours = [name for name in TOGETHER if name in rounds]

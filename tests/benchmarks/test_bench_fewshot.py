@@ -41,7 +41,7 @@ def dry_run(tmp_path: Path, sides: str) -> dict[str, Any]:
 
 
 def test_a_dry_run_divides_the_seconds_of_one_by_one_and_peft_by_ours(tmp_path: Path) -> None:
-    found = dry_run(tmp_path, "together,one_by_one,peft_loop")
+    found = dry_run(tmp_path, "default,together,one_by_one,peft_loop")
     tiny = found["raw"]["tiny"]
     sides = ("default", "together", "one_by_one", "peft_loop")
     medians = {name: statistics.median(tiny[name]["seconds"]) for name in sides}
