@@ -97,7 +97,7 @@ class FewshotSettings(Settings):
     batch_tokens: int | None = Field(
         default=None, ge=64
     )  # encoder tokens of a micro-batch; None: by the device and its memory
-    prompts_together: int = Field(default=16, ge=1)  # cells tuned in one bank, each process
+    prompts_together: int = Field(default=32, ge=1)  # cells tuned in one bank, each process
     processes: int | None = Field(
         default=None, ge=1
     )  # on this machine, which share the cells out; None: one a GPU, else one
