@@ -108,7 +108,7 @@ class Cells:
 
         trial = self._workshop.trial(self._cells[0])
         items = [trial.train[place] for place in trial.order[0]]
-        backbone = self._workshop.backbone("main")
+        backbone = self._workshop.net("main").backbone
         rendered = Rendered(
             *end_to_end([item.input_ids for item in items]), np.array([item.label for item in items])
         )

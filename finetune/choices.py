@@ -90,9 +90,8 @@ def _row(workshop: Workshop, key: ResultRow, outcome: Outcome) -> ResultRow:
         )
     method = METHODS[key["method"]]
     is_prompt = method.trains == "prompt"
-    model = workshop.backbone(method.backbone)
-    weights = sum(parameter.numel() for parameter in model.model.parameters())
-    trained = workshop.settings.prompt_len * model.d_model if is_prompt else weights
+    size = workshop.size(method.backbone)
+    trained = workshop.settings.prompt_len * size.d_model if is_prompt else size.weights
     return {
         **key,
         "dev": outcome.dev,

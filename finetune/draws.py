@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -149,11 +150,11 @@ def draw(
 
 def _in_turn(order: IntArray, labels: IntArray, rng: np.random.Generator) -> IntArray:
     """Reorder so that each round takes one row of every label that still has one, labels shuffled each round."""
-    queues = {label: list(order[labels[order] == label]) for label in np.unique(labels)}
+    queues = {label: deque(order[labels[order] == label]) for label in np.unique(labels)}
     taken: list[int] = []
     while any(queues.values()):
         left = [label for label, rows in queues.items() if rows]
-        taken.extend(queues[left[i]].pop(0) for i in rng.permutation(len(left)))
+        taken.extend(queues[left[i]].popleft() for i in rng.permutation(len(left)))
     return np.asarray(taken, dtype=np.int64)
 
 

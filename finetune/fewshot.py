@@ -13,14 +13,17 @@ from corpora.common.progress import Progress, say
 from corpora.common.settings import save_settings
 from finetune.choices import full_tuning
 from finetune.full_tuning import full_tuner
+from finetune.memory import give_back_memory
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results, protocol_parts
 from finetune.schedule import Schedule, unwritten_rows
 from finetune.settings import FewshotSettings
+from finetune.sharded_weights import WAIT
 from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
 from finetune.task_check import check_run
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
+from pretrain.distributed import start_processes
 
 LOOK_EVERY = 1.0  # seconds between looks at the rows of the other processes
 Advance = Callable[[int], None]
@@ -104,40 +107,69 @@ def _tune(
     Yields:
         Rows of each choice as it is done.
     """
-    settings = workshop.settings
-    if settings.ft_zero_stage is not None:
-        yield from _tune_together(workshop, choices, results, share, advance)
+    together = workshop.settings.ft_zero_stage is not None
+    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
+    if together:
+        left = _left_for_all(workshop, tuned, results, share)
+        for rows in _tune_all_weights(workshop, left, advance, share.first):
+            if share.first:
+                yield rows
     for which in ("main", "lm"):
         kind = [choice for choice in choices if _is_prompts(choice, which)]
-        path = share.folder(Path(settings.out)) / f"{which}.safetensors"
+        path = share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
         if mine := _mine(workshop, kind, results, share, path):
-            schedule = Schedule(workshop, which, mine, path)
-            advance(schedule.steps_done())
-            yield from schedule.run(advance)
-    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
-    if settings.ft_zero_stage is None and (mine := _mine(workshop, tuned, results, share)):
-        tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
-        for choice in mine:
-            yield full_tuning(workshop, choice, tuner, advance)
+            yield from _tune_prompts(workshop, which, mine, path, advance)
+        workshop.let_go(which)
+    if not together:
+        yield from _tune_all_weights(workshop, _mine(workshop, tuned, results, share), advance)
 
 
-def _tune_together(
-    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, advance: Advance
+def _tune_prompts(
+    workshop: Workshop, which: str, choices: Sequence[Choice], path: Path, advance: Advance
 ) -> Iterator[list[ResultRow]]:
-    """Full tuning by all processes of the job at once.
+    """Prompts on one backbone, which nothing here holds on to afterwards.
 
     Yields:
-        Rows of each choice as it is done, from the first process.
+        Rows of each choice as it is done.
     """
-    settings = workshop.settings
-    tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
-    if not tuned:
+    schedule = Schedule(workshop, which, choices, path)
+    advance(schedule.steps_done())
+    yield from schedule.run(advance)
+
+
+def _tune_all_weights(
+    workshop: Workshop, choices: Sequence[Choice], advance: Advance, writes: bool = True
+) -> Iterator[list[ResultRow]]:
+    """Full tuning, one choice after the other; the weights leave the memory with the last one.
+
+    Yields:
+        Rows of each choice as it is done.
+    """
+    if not choices:
         return
-    tuner = full_tuner(settings, settings.backbone, workshop.options("main"))
-    for choice in tuner.as_the_first(_mine(workshop, tuned, results, Share())):
-        rows = full_tuning(workshop, choice, tuner, advance, share.first)
-        if share.first:
-            yield rows
+    for which in ("main", "lm"):
+        workshop.let_go(which)  # it may have chosen wordings
+    tuner = full_tuner(workshop.settings, workshop.settings.backbone, workshop.options("main"))
+    for number, choice in enumerate(choices, 1):
+        yield full_tuning(workshop, choice, tuner, advance, writes)
+        task = choice.cells[0].task
+        if all(other.cells[0].task != task for other in choices[number:]):
+            workshop.forget_task(task)
+    tuner.end()
+    del tuner
+    give_back_memory()
+
+
+def _left_for_all(
+    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share
+) -> list[Choice]:
+    """What is left of what all processes tune together, as the first one sees it: they must not differ in what they do."""
+    left = _mine(workshop, choices, results, ALONE)
+    if not choices or share.world == 1:
+        return left
+    processes = start_processes(workshop.settings.device or "auto", timeout=WAIT)
+    first: list[Choice] = processes.gather(left)[0]
+    return first
 
 
 def _is_prompts(choice: Choice, which: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
@@ -17,7 +17,6 @@ from finetune.settings import FewshotSettings
 from finetune.sharded_weights import ShardedWeights
 from finetune.tune import Outcome, Trial, TuneOptions
 
-T = TypeVar("T")
 Rank = tuple[float, float, float]  # as `results.best_first`: the lowest is the best
 
 
@@ -45,11 +44,11 @@ class Weights(Protocol):
     def recall(self) -> None:
         """Go back to what was remembered, to be scored."""
 
+    def end(self) -> None:
+        """Let go of what other libraries hold of them: nothing is called afterwards."""
+
     def fit_gpu(self) -> None:
         """Choose the tokens of a micro-batch by the memory that is free, alike on all processes."""
-
-    def as_the_first(self, value: T) -> T:
-        """What the first process has as `value`."""
 
     @property
     def device(self) -> torch.device:
@@ -145,6 +144,8 @@ class FullTuner:
                 advance(1)
             else:
                 weights.discard()
+                advance(len(trial.order) - step)
+                break  # as in the bank: what comes after a loss that is no number is not scored
         outcome.seconds, outcome.peak_bytes = time.perf_counter() - began, peak_bytes(weights.device)
         return outcome
 
@@ -153,6 +154,6 @@ class FullTuner:
         self.weights.recall()
         return self.weights.score(items)
 
-    def as_the_first(self, value: T) -> T:
-        """What the first of the processes that tune together has as `value`: they must not differ in what they do."""
-        return self.weights.as_the_first(value)
+    def end(self) -> None:
+        """Nothing more is tuned: whoever drops this frees the weights."""
+        self.weights.end()

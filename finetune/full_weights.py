@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from pretrain.backbone_loading import stored_weights
 from pretrain.batching import Count, packed_batches
 from pretrain.packed_t5 import decode, encode, head, make_layout
 
-T = TypeVar("T")
 TO_COME = 4  # times the weights: gradients, AdamW's two moments, the best step's copy
 SPARE = 2.0  # a copy of the weights stays on the GPU where this many times its size is free, else it goes to the host
 
@@ -147,16 +146,15 @@ class FullWeights:
         for name, parameter in self._parameters.items():
             parameter.copy_(self._kept[name])
 
+    def end(self) -> None:
+        """Nobody else holds them."""
+
     def fit_gpu(self) -> None:
         """Choose the tokens of a micro-batch by the memory that is free."""
         size = sum(p.numel() * p.element_size() for p in self._parameters.values())
         free, _ = torch.cuda.mem_get_info(self.device)
         tokens = training_tokens(self.backbone, free - TO_COME * size)
         self.options = replace(self.options, batch_tokens=tokens)
-
-    def as_the_first(self, value: T) -> T:
-        """`value`: there is one process."""
-        return value
 
     @property
     def device(self) -> torch.device:

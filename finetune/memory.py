@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import resource
 from pathlib import Path
@@ -39,6 +40,13 @@ def peak_bytes(device: torch.device) -> int:
     return (
         1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     )  # macOS counts bytes; no run was made there
+
+
+def give_back_memory() -> None:
+    """Free what nothing refers to any more, and let go of what torch keeps of it on the GPU."""
+    gc.collect()  # engines and modules refer to themselves
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 MOST_TOKENS = 16384  # of a micro-batch on a GPU; more fill no kernel better

@@ -203,6 +203,10 @@ class ShardedWeights:
             parameter.data.copy_(torch.cat(parts)[: parameter.numel()].view_as(parameter))
         self._gather_persistent()
 
+    def end(self) -> None:
+        """Have DeepSpeed let go of them. At ZeRO 3 its own caches still hold each process's part until the process ends."""
+        self._engine.destroy()
+
     def fit_gpu(self) -> None:
         """Choose the tokens of a micro-batch by the memory that is free on the fullest GPU."""
         numbers = sum(getattr(p, "ds_numel", p.numel()) for p in self._parameters.values())
@@ -212,10 +216,6 @@ class ShardedWeights:
         free, _ = torch.cuda.mem_get_info(self.device)
         tokens = min(self.processes.gather(training_tokens(self.backbone, free - to_come)))
         self.options = dataclasses.replace(self.options, batch_tokens=tokens)
-
-    def as_the_first(self, value: T) -> T:
-        """What the first process has as `value`."""
-        return self.processes.gather(value)[0]
 
     @property
     def device(self) -> torch.device:

@@ -112,7 +112,7 @@ def find_label_words(
             f"task {task.name}: none of the {len(train)} drawn examples has the label {absent[0]}; "
             "take another seed, more shots or stratified draws"
         )
-    tokenizer, backbone = workshop.tokenizer("main"), workshop.backbone("main")
+    tokenizer, backbone = workshop.tokenizer("main"), workshop.net("main").backbone
     ids_W, words = whole_words(tokenizer)
     if len(words) < len(task.labels):
         raise UserError(

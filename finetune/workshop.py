@@ -11,25 +11,25 @@ import torch
 
 from corpora.common.errors import UserError
 from corpora.common.rng import generator
-from corpora.tokenizer import LETTERS, Tokenizer
+from corpora.tokenizer import LETTERS
+from finetune.backbones import Backbones
 from finetune.calibrate import ItemSet, content_free_items
 from finetune.datasets import TaskData, load_task
 from finetune.draws import Draw, IntArray, batches, draw_for, sampled_test_rows
 from finetune.inputs import EncodedRow, Item, Renderer, encode_rows
-from finetune.memory import fitting_tokens
-from finetune.methods import METHODS, Row
+from finetune.methods import Row
 from finetune.rows import LabelledRow
 from finetune.settings import FewshotSettings
 from finetune.task import BY_DEV, FIRST, PatternKind, Task
-from finetune.tune import Trial, TuneOptions
+from finetune.tune import Trial
 from finetune.wordings import WordingChoices, choice_key, distinct, score_wordings
 from pretrain.artifact import PromptInfo, check_backbone, load_prompt, prompt_fingerprint, prompts_folder
-from pretrain.backbone import Backbone, load_backbone
-from pretrain.forward import ForwardOptions, PromptedBackbone
 from pretrain.prompts import init_prompt
 
-CPU_TOKENS = 4096  # of a micro-batch
 COST_SAMPLE = 8  # rows whose lengths stand for a task's
+DRAWN_KEPT = 8  # rendered draws; a whole training set may be 100,000 rows, and the rates of a choice come one after the other
+
+DrawnKey = tuple[str, str, PatternKind, str, int, int]  # task, backbone, pattern, wording, shots, seed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,16 @@ class Cell:
     wording: str = FIRST  # as the settings ask for it: a wording's name, or dev
 
 
-class Workshop:
+@dataclass(frozen=True)
+class Drawn:
+    """The rendered rows that the learning rates of a choice, and methods of one pattern, have in common."""
+
+    train: list[Item]
+    dev: list[Item]
+    content_free: list[Item]
+
+
+class Workshop(Backbones):
     """Loads what cells ask for and keeps it; two cells that share a draw, a pattern or a backbone share its object."""
 
     def __init__(self, settings: FewshotSettings, follows: bool = False) -> None:
@@ -55,16 +64,14 @@ class Workshop:
             settings: of the run.
             follows: another process of the same run chooses wordings.
         """
-        self.settings, self.follows = settings, follows
+        super().__init__(settings)
+        self.follows = follows
         self._tasks: dict[str, Task] = {}
         self._data: dict[str, TaskData] = {}
-        self._backbones: dict[str, Backbone] = {}
-        self._nets: dict[str, PromptedBackbone] = {}
-        self._options: dict[str, TuneOptions] = {}
-        self._tokenizers: dict[str, Tokenizer] = {}
         self._encoded: dict[tuple[str, str, str, int], EncodedRow] = {}
         self._renderers: dict[tuple[str, str, PatternKind, str], Renderer] = {}
         self._items: dict[tuple[str, str, PatternKind, str], list[Item]] = {}
+        self._drawn: dict[DrawnKey, Drawn] = {}
         self._prompts: dict[str, tuple[torch.Tensor, PromptInfo]] = {}
         self._draws: dict[tuple[str, int, int], Draw] = {}
         self._worded: dict[tuple[str, str], Task] = {}
@@ -90,68 +97,6 @@ class Workshop:
                 self.task(name), self.settings.data, or_hub=self.settings.skip_missing
             )
         return self._data[name]
-
-    def backbone(self, which: str) -> Backbone:
-        """The frozen backbone `main` or `lm`.
-
-        Raises:
-            UserError: it is not given, cannot be loaded, or its tokenizer does not fit it.
-        """
-        settings = self.settings
-        if which not in self._backbones:
-            methods = [METHODS[name] for name in settings.methods]
-            computes = any(spec.trains == "prompt" and spec.backbone == which for spec in methods)
-            self._backbones[which] = load_backbone(
-                settings.needs(which),
-                dtype=settings.dtype or "float32",
-                # Full tuning loads its own; this one is then asked what it is, and need not leave its file.
-                device=settings.resolved_device if computes else "cpu",
-                weights=settings.weights if computes else "full",
-            )
-        return self._backbones[which]
-
-    def net(self, which: str) -> PromptedBackbone:
-        """The backbone as prompts are tuned on it: frozen, examples end to end."""
-        if which not in self._nets:
-            on_gpu = torch.device(self.settings.resolved_device).type == "cuda"
-            options = ForwardOptions("flex", compiled=True) if on_gpu else ForwardOptions()
-            self._nets[which] = PromptedBackbone(self.backbone(which), options).requires_grad_(False).eval()
-        return self._nets[which]
-
-    def options(self, which: str) -> TuneOptions:
-        """What all cells on a backbone share.
-
-        On a CPU micro-batches of 4,096 tokens are the fastest: at 2.6M weights 7 % less time than 1,024 in float32 and 21 % less in
-        bfloat16. On a GPU as many as its memory holds.
-        """
-        if which not in self._options:  # before anything is computed, which would leave less memory free
-            self._options[which] = self._make_options(which)
-        return self._options[which]
-
-    def _make_options(self, which: str) -> TuneOptions:
-        settings, device = self.settings, torch.device(self.settings.resolved_device)
-        tokens = settings.batch_tokens
-        if tokens is None and device.type == "cuda":
-            tokens = fitting_tokens(self.backbone(which), torch.cuda.mem_get_info(device)[0])
-        return TuneOptions(
-            eval_every=settings.eval_every,
-            batch_tokens=tokens or CPU_TOKENS,
-            weight_decay=settings.weight_decay,
-            ft_weight_decay=settings.ft_weight_decay,
-            clip=settings.clip,
-            count=settings.count,
-            length_normalised=settings.length_normalised,
-            patience=settings.patience,
-        )
-
-    def tokenizer(self, which: str) -> Tokenizer:
-        """The tokenizer beside a backbone."""
-        if which not in self._tokenizers:
-            backbone = self.backbone(which)
-            tokenizer = backbone.tokenizer()
-            backbone.check_tokenizer(tokenizer)
-            self._tokenizers[which] = tokenizer
-        return self._tokenizers[which]
 
     def draw(self, name: str, shots: int, seed: int) -> Draw:
         """A seed's training and dev rows: the same for every method."""
@@ -228,7 +173,7 @@ class Workshop:
             free = content_free_items(renderer, items) if self.settings.calibration else ()
             sets[name] = ItemSet(items, renderer.verbalizer, content_free=free)
         candidates = score_wordings(
-            backbone,
+            self.net(which).backbone,
             sets,
             tasks,
             kind,
@@ -267,13 +212,12 @@ class Workshop:
 
     def trial(self, cell: Cell) -> Trial:
         """What a cell trains on, in which order and from where."""
-        task, drawn = self.task(cell.task), self.draw(cell.task, cell.shots, cell.seed)
-        dev = self.items(cell, "train", drawn.dev)
+        task, drawn = self.task(cell.task), self._drawn_items(cell)
         return Trial(
             renderer=self.renderer(cell),
-            train=self.items(cell, "train", drawn.train),
-            dev=dev,
-            content_free=self.content_free(cell, dev),
+            train=drawn.train,
+            dev=drawn.dev,
+            content_free=drawn.content_free,
             order=self.order(cell),
             eval_every=self.settings.eval_every_of(task.name),
             learning_rate=cell.learning_rate,
@@ -281,6 +225,17 @@ class Workshop:
             name=f"{task.name} {cell.row.method} seed {cell.seed}",
             same_start=f"{task.name} {cell.row.method} {cell.shots} {cell.seed} {cell.init} {cell.wording}",
         )
+
+    def _drawn_items(self, cell: Cell) -> Drawn:
+        which, kind = cell.row.spec.backbone, cell.row.pattern
+        key = (cell.task, which, kind, self.wording(cell), cell.shots, cell.seed)
+        if key not in self._drawn:
+            rows = self.draw(cell.task, cell.shots, cell.seed)
+            train, dev = self.items(cell, "train", rows.train), self.items(cell, "train", rows.dev)
+            while len(self._drawn) >= DRAWN_KEPT:
+                del self._drawn[next(iter(self._drawn))]  # the oldest
+            self._drawn[key] = Drawn(train, dev, self.content_free(cell, dev))
+        return self._drawn[key]
 
     def order(self, cell: Cell) -> list[IntArray]:
         """A cell's batches: positions among its training examples, one array an optimiser step."""
@@ -366,3 +321,4 @@ class Workshop:
         """Let go of a task's rendered rows."""
         self._encoded = {key: row for key, row in self._encoded.items() if key[0] != name}
         self._items = {key: items for key, items in self._items.items() if key[0] != name}
+        self._drawn = {key: items for key, items in self._drawn.items() if key[0] != name}

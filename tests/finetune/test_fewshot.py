@@ -256,7 +256,7 @@ def test_prompts_are_tuned_on_weights_of_eight_bits_and_full_tuning_is_not(
 ) -> None:
     changes = {"methods": ["ft", "vanilla_pt"], "seeds": [0], "learning_rates": [0.1], "weights": "int8"}
     settings = small_run(**changes)
-    held = Workshop(settings).backbone("main").model.encoder.block[0].layer[0].SelfAttention.q
+    held = Workshop(settings).net("main").model.encoder.block[0].layer[0].SelfAttention.q
     assert any(buffer.dtype == torch.uint8 for buffer in (*held.buffers(), *held.parameters()))
     rows = read_rows(run_fewshot(settings))
     assert {row["method"] for row in rows} == {"ft", "vanilla_pt"}

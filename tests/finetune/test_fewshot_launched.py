@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,13 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from finetune.fewshot import run_fewshot
 from finetune.settings import FewshotSettings
 from finetune.shares import FOLDER
+from pretrain.artifact import load_prompt
 
 Start = Callable[[FewshotSettings], subprocess.Popen[str]]
+ENDINGS = {"predictions": ".jsonl", "prompts": ""}  # of what lies beside a chosen cell's row
 PATIENCE = 300.0  # seconds until a test gives up waiting
 
 
@@ -74,7 +78,29 @@ def test_two_processes_end_with_the_rows_of_one_and_tune_all_weights_together(
         for name in ("dev_loss", "test_loss"):
             assert rows[cell].get(name) == pytest.approx(row.get(name), abs=1e-4)
         assert (out / "curves" / f"{cell}.jsonl").exists()
-        assert (out / "predictions" / f"{cell}.jsonl").exists() == row["chosen"]
+        for folder, equal in (("predictions", same_predictions), ("prompts", same_prompt)):
+            ones, twos = (tmp_path / run / folder / f"{cell}{ENDINGS[folder]}" for run in ("one", "two"))
+            kept = row["chosen"] and (folder == "predictions" or row["method"] != "ft")
+            assert ones.exists() == twos.exists() == kept
+            if kept:
+                equal(ones, twos)
+
+
+def same_predictions(one: Path, two: Path) -> None:
+    """The same labels are predicted, with the same log probabilities to rounding."""
+    lines = [[json.loads(line) for line in path.read_text().splitlines()] for path in (one, two)]
+    assert len(lines[0]) == len(lines[1]) > 0
+    for first, second in zip(*lines, strict=True):
+        assert {k: v for k, v in first.items() if k != "log_probs"} == {
+            k: v for k, v in second.items() if k != "log_probs"
+        }
+        assert second["log_probs"] == pytest.approx(first["log_probs"], abs=1e-3)
+
+
+def same_prompt(one: Path, two: Path) -> None:
+    (first_PD, first), (second_PD, second) = load_prompt(one), load_prompt(two)
+    assert first == second
+    torch.testing.assert_close(second_PD, first_PD, atol=1e-3 * first.embedding_rms, rtol=1e-3)
 
 
 @pytest.mark.parametrize("ending", ["asked", "killed"])

@@ -176,6 +176,27 @@ def test_a_rate_that_diverges_keeps_its_best_step_and_the_next_one_starts_sound(
     assert after.curve == full_tuner(settings, settings.backbone, replace(OPTIONS, clip=0.0)).tune(good).curve
 
 
+class Breaks(FullWeights):
+    """Its loss is no number at the fourth step."""
+
+    steps = 0
+
+    def backward(self, items: Any, targets: Any) -> float:
+        loss, self.steps = super().backward(items, targets), self.steps + 1
+        return float("nan") if self.steps == 4 else loss
+
+
+def test_nothing_is_scored_after_a_loss_that_is_no_number(small_run: Any, ft_trials: Any) -> None:
+    settings = small_run(epochs=5)
+    (trial,) = ft_trials(settings)
+    due = trial.scored_at(OPTIONS)
+    assert due[:3] == [0, 2, 4] and len(trial.order) > 4  # the step after the broken one would be scored
+    done: list[int] = []
+    outcome = FullTuner(Breaks(settings.backbone, "cpu", OPTIONS), OPTIONS).tune(trial, done.append)
+    assert outcome.diverged == 3 and [point["step"] for point in outcome.curve] == [0, 2]
+    assert sum(done) == len(trial.order)  # the steps that are left out among them
+
+
 def test_masters_without_a_place_are_refused(small_run: Any) -> None:
     for stage in (None, 0):
         with pytest.raises(ValueError, match="expected ft_zero_stage 1, 2 or 3"):

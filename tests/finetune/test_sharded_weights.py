@@ -24,11 +24,12 @@ OPTIONS = TuneOptions(
 )  # fmt: skip
 WAYS = [(0, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
 SCRIPT = """
-import json, os, sys
+import json, os, sys, weakref
 from pathlib import Path
 from corpora.common.settings import load_settings
 from finetune.calibrate import ItemSet
 from finetune.full_tuning import full_tuner
+from finetune.memory import give_back_memory
 from finetune.settings import FewshotSettings
 from pretrain.distributed import end_processes
 from finetune.methods import rows_for
@@ -49,13 +50,19 @@ for stage, dtype in json.loads(sys.argv[3]):
     held = sum(
         p.ds_tensor.numel() if stage == 3 else p.numel() for p in tuner.weights.backbone.model.parameters()
     )
+    model = weakref.ref(tuner.weights.backbone.model)
+    kept = sum(kept.numel() for kept in tuner.weights._kept.values())
+    tuner.end()
+    del tuner
+    give_back_memory()
     found.append({
+        "gone": model() is None,
         "curves": [outcome.curve for outcome in outcomes],
         "diverged": [outcome.diverged for outcome in outcomes],
         "log_probs": scores.log_probs.tolist(),
         "labels": scores.labels.tolist(),
         "held": held,
-        "kept": sum(kept.numel() for kept in tuner.weights._kept.values()),
+        "kept": kept,
     })
 Path(sys.argv[2], f"{os.environ['RANK']}.json").write_text(json.dumps(found))
 end_processes()
@@ -125,6 +132,11 @@ def test_each_process_keeps_its_share(found: dict[str, Any]) -> None:
         for (stage, _), seen in zip(WAYS, rank, strict=True):
             assert seen["kept"] < 0.51 * whole
             assert seen["held"] < 0.51 * whole or stage < 3
+
+
+def test_up_to_zero_2_weights_leave_the_memory_when_all_is_tuned(found: dict[str, Any]) -> None:
+    for rank in found["ranks"]:
+        assert all(seen["gone"] for (stage, _), seen in zip(WAYS, rank, strict=True) if stage < 3)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
