@@ -85,7 +85,10 @@ def too_few(
         found = {f' with label "{name}"': int((pool == label).sum()) for label, name in enumerate(names)}
     else:
         found = {f" with label number {label}": int((pool == label).sum()) for label in np.unique(pool)}
-    keys = "shots_per_label" if per_label else "shots, dev_shots"
+    keys = "shots, dev_shots"
+    if per_label and found:
+        most = min(found.values()) // 2  # as many to train as to choose by
+        keys = f"shots_per_label: {most}" if most else "shots_per_label; and add rows"
     return [
         f"{n} rows to draw from{which}, {need} asked for ({shots} to train, {dev_shots} to choose by); "
         f"ask for fewer ({keys}) or set allow_fewer: true"
@@ -117,7 +120,8 @@ def draw(
         dev_shots: dev examples, likewise; half of the rows at most where `shots` is `EVERY`.
         per_label: draw the same number of each label (tasks of more than five labels).
         stratified: take labels in turn, so that their counts differ by one at most.
-        allow_fewer: take what there is where the pool is too small; dev is filled first.
+        allow_fewer: take what there is where the pool is too small; dev is filled first; with `per_label`,
+            a short label's rows are halved.
 
     Raises:
         UserError: too few rows, saying how many there are.
@@ -132,8 +136,9 @@ def draw(
         train, dev = [], []
         for label in np.unique(pool):
             rows = order[pool[order] == label]
-            dev.append(rows[:dev_shots])
-            train.append(rows[dev_shots : dev_shots + shots])
+            own_dev = dev_shots if len(rows) >= dev_shots + shots else min(dev_shots, len(rows) // 2)
+            dev.append(rows[:own_dev])
+            train.append(rows[own_dev : own_dev + shots])
         result = Draw(np.concatenate(train), np.concatenate(dev))
     else:
         if stratified:
@@ -143,7 +148,8 @@ def draw(
         result = Draw(order[dev_shots : dev_shots + shots], order[:dev_shots])
     if not len(result.train):
         raise UserError(
-            f"task {task}: no row is left to train on after {len(result.dev)} for dev; ask for fewer of those (dev_shots)"
+            f"task {task}: no row is left to train on after {len(result.dev)} for dev; ask for fewer of those "
+            f"({'shots_per_label' if per_label else 'dev_shots'})"
         )
     return result
 

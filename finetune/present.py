@@ -33,7 +33,8 @@ def present_tasks(workshop: Workshop) -> list[str]:
             say(f"warning: task {task.name} is left out: {workshop.left_out[task.name]}")
     if not found:
         raise UserError(
-            f"none of the tasks {', '.join(workshop.left_out)} has data; give the folder that holds them with data"
+            f"none of the tasks {', '.join(workshop.left_out)} has data; give the folder "
+            "that holds them: data=FOLDER (FOLDER/TASK/train.jsonl ...)"
         )
     workshop.present = found
     return found

@@ -317,7 +317,7 @@ def _draws(task: Task, rows: TaskData, asked: Asked) -> Iterator[Problem]:
             if which == label
         ]
         if task.many_labels:
-            change = "ask for fewer (shots_per_label), for dev is filled first, or add rows"
+            change = "add rows of it"
         elif asked.stratified:
             change = "draw more (shots, dev_shots)"
         else:

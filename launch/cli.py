@@ -139,7 +139,7 @@ def fewshot(context: typer.Context, config: Config) -> None:
     KEY=VALUE and options of the DeepSpeed launcher (--num_gpus, --hostfile, ...), which starts the processes where there
     are several.
 
-    Example: ppt fewshot fewshot.yaml tasks=[sst2,rte] seeds=[0,1,2] processes=2
+    Example: ppt fewshot fewshot.yaml tasks=\\[sst2,rte] seeds=[0,1,2] processes=2
     """
     from launch.launcher import launch_fewshot
 
@@ -162,11 +162,13 @@ def report(
 
     Example: ppt report runs/fewshot --out runs/report
     """
+    from corpora.common.progress import say
     from finetune.report import report as make_report
 
     folder = out if out is not None else runs[0]
     made = make_report(list(runs), folder, backbone=backbone, reference=reference)
     print_result(made.summary, as_json, made.text)
+    say(f"report: {folder / 'report.html'} (beside it report.md, .csv, .json and the pictures)")
 
 
 @prompts_app.command("show")
