@@ -20,6 +20,7 @@ LABEL_NAMES = (
     "intent", "sentiment", "stars", "rating", "score", "polarity", "y", "标签", "类别", "分类", "答案", "label_text",
 )  # fmt: skip
 OPTION_NAMES = ("options", "choices", "choice", "candidates", "endings", "answers", "选项")
+QUESTIONS = ("question", "query", "q", "问题", "问")  # behind the passage that they ask of
 TITLES = ("title", "subject", "headline", "summary", "标题")  # with the body behind it one text, no pair
 LONGER = 2  # times as long as the others: the field that is cut first
 UNEVEN = 3  # times as many rows of the commonest label as of the rarest: macro F1 is reported too
@@ -270,6 +271,8 @@ def _fields(draft: Draft, texts: Mapping[str, Column], choose: Choose) -> None:
     by_length = sorted(readable, key=lambda name: -texts[name].length)[:limit]
     guess = [name for name in readable if name in by_length]
     guess.sort(key=lambda name: name.lower() not in TITLES)
+    if draft.format == "multiple_choice":  # the passage comes first, whatever the columns' order
+        guess.sort(key=lambda name: name.lower() in QUESTIONS)
 
     def check(answer: str) -> None:
         if draft.format == "sentence_pair" and len(split(answer)) != 2:

@@ -162,6 +162,17 @@ def test_options_are_a_list_or_one_column_each(tmp_path: Path) -> None:
     )  # fmt: skip
     assert columns.local.options == ("A", "B", "C") and columns.field_names() == ("story", "question")
     assert columns.shorten == ("story",)
+    turned = made(
+        tmp_path / "turned",
+        lambda i: {
+            "question": f"What of number {i}?",
+            "passage": sentence(i),
+            "choices": options(i),
+            "answer": i % 3,
+        },
+        "train.jsonl",
+    )
+    assert turned.field_names() == ("passage", "question")  # whatever the columns' order
     assert [row.label for row in load_task(columns, None).train[:3]] == [0, 1, 2]
 
 
