@@ -19,7 +19,7 @@ from finetune.results import KnownRows, ResultRow, Results, protocol_parts
 from finetune.schedule import Schedule, unwritten_rows
 from finetune.settings import FewshotSettings
 from finetune.sharded_weights import WAIT
-from finetune.shares import ALONE, FOLDER, Share, ShareRows, shared_rows
+from finetune.shares import ALONE, FOLDER, Share, SharedSteps, ShareRows, shared_rows
 from finetune.task_check import check_run
 from finetune.workshop import Workshop
 from pretrain.checkpoint import run_lock
@@ -55,15 +55,17 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
             choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
         ]
         with Progress("few-shot tuning", sum(choice.steps for choice in left), "steps") as progress:
-            for rows in _tune(workshop, choices, results, share, progress.advance):
+            steps = SharedSteps(out, share, progress.advance)
+            for rows in _tune(workshop, choices, results, share, steps.advance):
                 results.add(rows)
                 progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
                 if first:
-                    _take_over(out, first, progress.advance)
+                    _take_over(out, first)
             while first and any(unfinished(choice, first) for choice in choices):
                 assert share.world > 1, "a cell of this process's own has no row"
                 time.sleep(LOOK_EVERY)  # the launcher ends this process when another one dies
-                _take_over(out, first, progress.advance)
+                _take_over(out, first)
+                steps.look()
         if first:
             _end(out, first, choices)
     return out
@@ -84,11 +86,9 @@ def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
     return results
 
 
-def _take_over(out: Path, results: Results, advance: Advance = lambda n: None) -> None:
+def _take_over(out: Path, results: Results) -> None:
     """Add what the other processes have finished."""
-    new = [row for row in shared_rows(out) if row["cell"] not in results.rows]
-    results.add(new)
-    advance(sum(row["steps"] for row in new))
+    results.add(shared_rows(out))
 
 
 def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:

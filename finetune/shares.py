@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpora.common.files import write_text_atomic
 from finetune.plan import Choice
 from finetune.results import KnownRows, ResultRow, append_rows, cut_half_row, read_rows
 
 FOLDER = "schedule"  # in the run's folder, as long as the run is not finished
 LOCKS = ".locks"  # of the processes that are not the first
+STEPS = "steps"  # how many it has done since it started
+TELL_EVERY = 2.0  # seconds between such words
 ROWS = "rows.jsonl"  # of a process that is not the first, in its folder
 
 
@@ -77,6 +82,46 @@ class ShareRows(KnownRows):
         if new:
             append_rows(self.path, new)
             super().add(new)
+
+
+class SharedSteps:
+    """Steps that all processes have done, for the first one's progress line; the others tell theirs through a file."""
+
+    def __init__(self, out: Path, share: Share, advance: Callable[[int], None]) -> None:
+        """Begin to count.
+
+        Args:
+            out: the run's folder.
+            share: this process.
+            advance: of its progress line; that of the first process alone is seen.
+        """
+        self._out, self._share, self._advance = out, share, advance
+        self._own, self._looked = 0, float("-inf")
+        self._told = self._others()  # perhaps by an earlier start
+
+    def advance(self, steps: int) -> None:
+        """Count steps of this process and, now and then, tell or hear of the others'."""
+        self._own += steps
+        self._advance(steps)
+        if time.monotonic() - self._looked >= TELL_EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Tell the first process; or, in the first process, add what the others have told."""
+        self._looked = time.monotonic()
+        if not self._share.first:
+            write_text_atomic(self._share.folder(self._out) / STEPS, str(self._own))
+            return
+        told = self._others()
+        self._advance(sum(max(0, steps - self._told.get(rank, 0)) for rank, steps in told.items()))
+        self._told = told
+
+    def _others(self) -> dict[str, int]:
+        found = {}
+        for path in (self._out / FOLDER).glob(f"*/{STEPS}"):
+            with contextlib.suppress(OSError, ValueError):
+                found[path.parent.name] = int(path.read_text())
+        return found
 
 
 def shared_rows(out: Path) -> list[ResultRow]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from finetune import shares
 from finetune.fewshot import run_fewshot
 from finetune.plan import plan
-from finetune.shares import FOLDER, Share, shared_rows
+from finetune.shares import FOLDER, Share, SharedSteps, shared_rows
 from finetune.workshop import Workshop
 
 
@@ -58,3 +59,21 @@ def test_a_longer_task_costs_more(small_run: Any, task_files: dict[str, str]) ->
     workshop = Workshop(small_run(tasks=[task_files["mood"], task_files["pair"]], methods=["vanilla_pt"]))
     costs = {choice.cells[0].task: workshop.cost(choice.cells, choice.steps) for choice in plan(workshop)}
     assert costs[task_files["pair"]] > costs[task_files["mood"]] > 0
+
+
+def test_the_first_process_hears_of_the_others_steps_and_not_of_an_earlier_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "TELL_EVERY", 0.0)
+    silent: list[int] = []
+    SharedSteps(tmp_path, Share(1, 2), silent.append).advance(40)  # an earlier start
+    seen: list[int] = []
+    first = SharedSteps(tmp_path, Share(0, 2), seen.append)
+    first.advance(3)
+    assert sum(seen) == 3
+    other = SharedSteps(tmp_path, Share(1, 2), silent.append)
+    other.advance(5)  # begins again at nothing
+    first.look()
+    other.advance(4)
+    first.advance(2)
+    assert sum(seen) == 3 + 2 + 4

@@ -164,12 +164,7 @@ def test_options_are_a_list_or_one_column_each(tmp_path: Path) -> None:
     assert columns.shorten == ("story",)
     turned = made(
         tmp_path / "turned",
-        lambda i: {
-            "question": f"What of number {i}?",
-            "passage": sentence(i),
-            "choices": options(i),
-            "answer": i % 3,
-        },
+        lambda i: {"question": f"Who, {i}?", "passage": sentence(i), "choices": options(i), "answer": i % 3},
         "train.jsonl",
     )
     assert turned.field_names() == ("passage", "question")  # whatever the columns' order
