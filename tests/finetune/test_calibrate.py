@@ -187,4 +187,6 @@ def test_calibrated_scores_of_the_texts_themselves_favour_no_label_on_average(
     (found,) = score_sets(
         backbone, [ItemSet(one_text, pair.verbalizer, 0, one_text)], prompts_KPD, batch_tokens=500
     )
-    np.testing.assert_allclose(np.exp(found.ranked), np.full((1, 3), 1 / 3), rtol=1e-9)
+    np.testing.assert_allclose(
+        np.exp(found.ranked), np.full((1, 3), 1 / 3), rtol=1e-5
+    )  # float32, in other rows of a batch
