@@ -45,6 +45,9 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
         MachineError: the disk is full or the folder cannot be written.
     """
     out = Path(settings.out)
+    if (locked := share.locked(out)).exists():
+        with run_lock(locked):  # a job that is refused is to hear it before it loads
+            pass
     workshop = Workshop(settings, follows=not share.first)
     check_run(workshop)
     choices = plan(workshop)  # checks every input before the run's folder is made
@@ -211,13 +214,13 @@ def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:
 
 
 def notes(results: Results, choices: Sequence[str]) -> list[str]:
-    """What a reader must know about the grid: where the best rate lies at an end of several."""
+    """What a reader must know about the grid: where the best rate lies at an end of several; of two each is an end."""
     found: dict[tuple[str, str, str], int] = {}
     for choice in dict.fromkeys(choices):
         rows = results.of_choice(choice)
         rates = sorted(row["learning_rate"] for row in rows)
         for row in rows:
-            if row["chosen"] and len(rates) > 1 and row["learning_rate"] in (rates[0], rates[-1]):
+            if row["chosen"] and len(rates) > 2 and row["learning_rate"] in (rates[0], rates[-1]):
                 end = "smallest" if row["learning_rate"] == rates[0] else "largest"
                 found[row["task"], row["method"], end] = found.get((row["task"], row["method"], end), 0) + 1
     return [

@@ -20,7 +20,7 @@ from finetune.report_gaps import fewer_examples, left_out
 from finetune.report_missing import missing_section
 from finetune.report_read import Row, Run, check_protocol, choose_again, merge_rows, read_run
 from finetune.report_reference import reference_section
-from finetune.report_sections import closing, command, opening, results, warnings_of, words
+from finetune.report_sections import at_chance, closing, command, opening, results, warnings_of, words
 from finetune.report_stats import COMPARISON_FIELDS, Comparison, as_records, compare, told_apart
 from finetune.report_tables import (
     Places,
@@ -102,7 +102,9 @@ def report(
     seeds = sorted({int(row["seed"]) for row in rows})
     missing, lacking = missing_section(read, rows)
     warnings = [note for run in read for note in run.notes] + conflicts + lacking + fewer_examples(read, rows)
-    warnings += warnings_of(places, shots, rates, seeds) + left_out(read, rows)
+    warnings += (
+        warnings_of(places, shots, rates, seeds) + at_chance(places, shots, rows) + left_out(read, rows)
+    )
     if again:
         notes = [
             *notes,

@@ -23,6 +23,7 @@ from finetune.report_tables import (
     Rates,
     in_order,
     main_table,
+    percent,
     rates_tables,
     seeds_table,
 )
@@ -207,6 +208,18 @@ def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> 
 def _chance(rows: list[Row]) -> dict[str, float]:
     """Task -> accuracy of guessing uniformly among each test row's own labels, where the rows say it."""
     return {str(row["task"]): float(row["test_chance"]) for row in rows if "test_chance" in row}
+
+
+def at_chance(places: Places, shots: dict[str, int], rows: list[Row]) -> list[str]:
+    """A warning for each task on which no line is above guessing by more than its seeds differ."""
+    warnings = []
+    for task, chance in _chance(rows).items():
+        stats = [stat for (_, name, n), stat in places.items() if (name, n) == (task, shots[task])]
+        if stats and all(stat.mean - (stat.std or 0.0) <= chance for stat in stats):
+            warnings.append(
+                f"No method is above guessing ({percent(chance)} %) on {task}: differences there mean nothing"
+            )
+    return warnings
 
 
 def warnings_of(

@@ -209,7 +209,7 @@ class Rates:
         chosen: rate -> how many seeds chose it.
         dev: rate -> mean dev score over seeds, a fraction of 1; the grid in rising order.
         best: the rate with the highest mean dev score (then the lower mean dev loss, then the smaller rate).
-        end: "smallest" or "largest" where `best` is an end of a grid of several rates; else None.
+        end: "smallest" or "largest" where `best` is an end of a grid of three rates or more; else None.
     """
 
     chosen: dict[float, int]
@@ -241,7 +241,7 @@ def rates_of(rows: Sequence[Row]) -> dict[tuple[Line, str, int], Rates]:
             loss[rate] = statistics.fmean(float(row.get("dev_loss") or 0.0) for row in some)
         best = min(dev, key=lambda rate: (-dev[rate], loss[rate], rate))
         end = None
-        if len(dev) > 1 and best in (min(dev), max(dev)):
+        if len(dev) > 2 and best in (min(dev), max(dev)):
             end = "smallest" if best == min(dev) else "largest"
         chosen = {rate: sum(bool(row.get("chosen")) for row in some) for rate, some in sorted(grid.items())}
         found[place] = Rates({rate: n for rate, n in chosen.items() if n}, dev, best, end)

@@ -156,7 +156,16 @@ def fewshot_settings(config: str | Path, overrides: list[str] | None = None) -> 
     def inside(path: str) -> str:
         return str(LAUNCH / path.removeprefix(INSIDE)) if path.startswith(INSIDE) else path
 
-    settings = load_settings(FewshotSettings, config_path(config, TABLES), overrides)
+    path = config_path(config, TABLES)
+    try:
+        settings = load_settings(FewshotSettings, path, overrides)
+    except UserError as error:
+        if path.parent == TABLES and str(error).endswith('key "backbone" is missing'):
+            raise UserError(
+                f"{path.stem} needs a backbone: write backbone=FOLDER_OR_HUB_NAME behind it, and prompts=, lm_backbone= "
+                "and data= as its methods ask (docs/tables.md)"
+            ) from error
+        raise
     changes = {
         "backbone": inside(settings.backbone),
         "lm_backbone": settings.lm_backbone and inside(settings.lm_backbone),

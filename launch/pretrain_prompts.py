@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import time
 from types import FrameType
+
+from launch.process import job_arguments
 
 # A signal may come before the heavy imports are done.
 _stop_asked: list[int] = []
@@ -26,17 +27,7 @@ def main() -> int:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ask_to_stop)
-    parser = argparse.ArgumentParser(
-        description="Pre-train prompt groups; started by the deepspeed launcher."
-    )
-    parser.add_argument("config", help="a YAML file of settings, or the name of a preset")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
-    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
-    arguments = parser.parse_args()
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    arguments = job_arguments("Pre-train prompt groups")
     from launch.exits import ENDINGS, end
 
     try:

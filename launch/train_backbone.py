@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+from launch.process import job_arguments
 
 
 def main() -> int:
@@ -12,11 +13,7 @@ def main() -> int:
     Returns:
         0 when the run is finished, 75 when it was stopped and can go on, else the exit code of what ended it.
     """
-    parser = argparse.ArgumentParser(description="Train a backbone; started by the deepspeed launcher.")
-    parser.add_argument("config", help="a YAML file of settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
-    parser.add_argument("--local_rank", type=int, default=0, help="set by the launcher")
-    arguments = parser.parse_args()
+    arguments = job_arguments("Train a backbone")
     from launch.exits import ENDINGS, end
 
     try:

@@ -89,6 +89,8 @@ def _reason(first: Any, cls: type[BaseModel], source: str, overridden: Collectio
     if first["type"] == "missing":
         return f'{source}: key "{place}" is missing'
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("tuple_type", "list_type"):
+        message = "expected a list, as [a, b]"
     message = message[:1].lower() + message[1:]
     if not place:
         return f"{source}: {message}"

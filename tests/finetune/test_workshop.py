@@ -43,8 +43,10 @@ def test_a_prompt_of_another_format_or_tokenizer_is_refused_by_both_names(
 
 def test_a_second_job_in_the_folder_of_a_run_is_refused(small_run: Any) -> None:
     settings = small_run(methods=["vanilla_pt"], seeds=[0])
+    # Before anything is loaded: there is no such backbone.
+    unloadable = settings.model_copy(update={"backbone": "nowhere"})
     with run_lock(Path(settings.out)), pytest.raises(UserError, match="another job is running"):
-        run_fewshot(settings)
+        run_fewshot(unloadable)
     assert not (Path(settings.out) / "results.jsonl").exists()
 
 

@@ -228,7 +228,7 @@ def test_presets_of_tables_and_of_backbones_are_told_apart() -> None:
         fewshot_settings("main_tabel")
     with pytest.raises(UserError, match="t5-xxl is neither a file nor a preset"):
         fewshot_settings("t5-xxl")
-    with pytest.raises(UserError, match=r'main_table.yaml: key "backbone" is missing'):
+    with pytest.raises(UserError, match="main_table needs a backbone: write backbone=FOLDER_OR_HUB_NAME"):
         fewshot_settings("main_table")
 
 

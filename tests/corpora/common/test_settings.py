@@ -43,6 +43,7 @@ def test_saved_settings_load_again(tmp_path: Path) -> None:
         ("inner: {rat: 1}\n", [], 'unknown key "inner.rat"; did you mean "rate"'),
         ("steps: 0\n", [], '"steps" is 0'),
         ("steps: many\n", [], "\"steps\" is 'many'"),
+        ("names: no list\n", [], "\"names\" is 'no list': expected a list, as [a, b]"),
         ("a: [1\n", [], "line 2: not valid YAML"),
         ("- a\n", [], "expected keys with values"),
         ("", ["stepz=5"], 'command line: unknown key "stepz"; did you mean "steps"'),
