@@ -13,7 +13,7 @@ from finetune.report_tables import Line, Places, Stat
 def places_of(**scores: list[float]) -> Places:
     """Lines of one task by name, a score a seed."""
     return {
-        (Line(i, name, "normal", "f", "", name, name), "sst2", 32): Stat(dict(enumerate(some)), {})
+        (Line(i, name, "normal", 0, "f", name, name), "sst2", 32): Stat(dict(enumerate(some)), {})
         for i, (name, some) in enumerate(scores.items())
     }
 
