@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import time
@@ -23,6 +24,13 @@ from finetune.results import ResultRow
 from finetune.tune import Bank, Outcome, Place, Trial
 from finetune.workshop import Workshop
 
+SPOILT = (
+    SafetensorError,
+    KeyError,
+    TypeError,
+    ValueError,
+    struct.error,
+)  # what reading a broken checkpoint raises
 VERSION = 1  # of the checkpoint; goes up when a reader of today could not go on from what is written
 
 
@@ -153,13 +161,17 @@ class Schedule:
 
     def _take_up(self) -> None:
         """Put back what the checkpoint holds of the cells that are still to be done."""
-        read = _read(self.path)
-        if read is None:
+        if not self.path.exists():
             return
-        state, tensors = read
-        if (
-            self.workshop.settings.batch_tokens is None
-        ):  # what was free then decides; now it may be another number
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                state = json.loads(file.metadata()["state"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SPOILT as error:
+            say(f"warning: {self.path} is spoilt ({error}); the cells that were under way begin again")
+            return
+        if self.workshop.settings.batch_tokens is None:
+            # By the memory that was free when the run began; now it may be another number.
             tokens = state["identity"].get("batch_tokens", self.bank.options.batch_tokens)
             self.bank.options = replace(self.bank.options, batch_tokens=tokens)
         if state["identity"] != self._identity():
@@ -184,19 +196,12 @@ class Schedule:
 
 
 def unwritten_rows(path: Path) -> list[ResultRow]:
-    """Rows of the choice that a checkpoint's process finished last: a kill may have left them there alone."""
-    read = _read(path)
-    return [] if read is None else list(read[0]["rows"])
+    """Rows of the choice that a checkpoint's process finished last: a kill may have left them there alone.
 
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """State and tensors of a checkpoint; None where there is none, or none that can be read, which is said."""
+    None where the checkpoint is missing or spoilt; `Schedule` says so.
+    """
     if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            return state, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, KeyError, TypeError, ValueError, struct.error) as error:
-        say(f"warning: {path} is spoilt ({error}); the cells that were under way begin again")
-        return None
+        return []
+    with contextlib.suppress(*SPOILT), safe_open(path, framework="pt") as file:
+        return list(json.loads(file.metadata()["state"])["rows"])
+    return []
