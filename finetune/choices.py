@@ -135,6 +135,7 @@ def _score_test(
     row["test_vocabulary"] = scores.vocabulary_accuracy
     # A row's own options may be fewer than the task's most; those it lacks score minus infinity.
     row["test_chance"] = float(np.mean(1 / scores.n_labels))
+    row["test_majority"] = float(np.bincount(scores.labels).max() / len(scores.labels))
     if "macro_f1" in task.also:
         row["test_f1"] = scores.macro_f1
     return scores

@@ -15,12 +15,13 @@ from corpora.common.files import write_bytes_atomic, write_json, write_text_atom
 from corpora.common.page import page
 from corpora.common.plots import missing_glyphs
 from finetune import report_plots as plots
+from finetune.report_chance import at_chance
 from finetune.report_costs import COST_FIELDS, cost_records, costs_of
 from finetune.report_gaps import fewer_examples, left_out
 from finetune.report_missing import missing_section
 from finetune.report_read import Row, Run, check_protocol, choose_again, merge_rows, read_run
 from finetune.report_reference import reference_section
-from finetune.report_sections import at_chance, closing, command, opening, results, warnings_of, words
+from finetune.report_sections import closing, command, opening, results, warnings_of, words
 from finetune.report_stats import COMPARISON_FIELDS, Comparison, as_records, compare, told_apart
 from finetune.report_tables import (
     Places,

@@ -72,7 +72,7 @@ def _longest(lines: Sequence[Line]) -> int:
 
 
 def bars(places: Places, shots: dict[str, int], chance: dict[str, float]) -> Picture:
-    """Mean test score of every line on every task: bars with sample deviations, a dot for each seed, a line at chance."""
+    """Mean test score of every line on every task: bars with sample deviations, a dot for each seed, a line at what guessing gets."""
     lines = sorted({line for line, _, _ in places})
     styles = _styles(lines)
     columns, rows = legend_shape(len(lines), min(PANELS, len(shots)), _longest(lines))
@@ -116,7 +116,10 @@ def bars(places: Places, shots: dict[str, int], chance: dict[str, float]) -> Pic
         for line in lines
     ]
     add_legend(figure, handles, columns)
-    caption = "Test accuracy: mean over seeds (bar), sample deviation (whisker), each seed (dot), uniform guessing (dotted line)."
+    caption = (
+        "Test accuracy: mean over seeds (bar), sample deviation (whisker), each seed (dot), guessing (dotted line): one label at "
+        "random or always the most frequent one, whichever is right more often."
+    )
     return save(figure, "bars", caption)
 
 

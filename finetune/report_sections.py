@@ -12,6 +12,7 @@ import yaml
 from corpora.common.blocks import Code, Entry, Notes, Picture, Section, Table, Text
 from corpora.common.files import library_versions
 from finetune import report_plots as plots
+from finetune.report_chance import guesses
 from finetune.report_costs import costs_of, costs_table
 from finetune.report_missing import task_name
 from finetune.report_read import Row, Run, read_curves
@@ -23,7 +24,6 @@ from finetune.report_tables import (
     Rates,
     in_order,
     main_table,
-    percent,
     rates_tables,
     seeds_table,
 )
@@ -67,7 +67,7 @@ def opening(
                     if dev
                     else ""
                 )
-                + ". Test examples are scored once, at the step that the development examples chose."
+                + ". Test scores are those of the step and the learning rate that the development examples chose."
             )
         )
     blocks.append(Notes((*notes, f"Made from {', '.join(f'`{run.folder}`' for run in runs)}.")))
@@ -92,7 +92,7 @@ def results(
     """The pictures and sections that come from results.jsonl."""
     if not places:
         return [], [Section("Results", (Text("No cell has been scored on its test examples yet."),))]
-    bars = plots.bars(places, shots, _chance(rows))
+    bars = plots.bars(places, shots, {task: guess.share for task, guess in guesses(rows).items()})
     pictures = [bars]
     explained = (
         "Test accuracy in percent: mean ± sample deviation (ddof 1) over seeds. The average is over all tasks, of the means "
@@ -100,9 +100,9 @@ def results(
     )
     apart = any(APART in entry.text for line in table.body for entry in line)
     explained += (
-        f"only entries with {APART} are told apart from it (see Comparisons)."
+        f"only entries with {APART} are told apart from it, each by a pair that Comparisons lists for the task."
         if apart
-        else "no entry is told apart from it."
+        else "no entry is told apart from it by a pair that Comparisons lists."
     )
     if any(stat.of("test_f1") for stat in places.values()):
         explained += " F1 is macro F1; averages hold accuracy only."
@@ -166,7 +166,7 @@ def _comparisons(
     text = (
         f"{pairs}, over the same draws: a seed gives every method of a task the same examples, so scores are subtracted seed "
         "by seed. Difference of test accuracy in points, its 95 % interval (paired t), p, and p corrected for the "
-        f"{_count(len(together or apart), 'comparison')} of this table (Holm). The last column names a method only where it "
+        f"{_family(together or apart)} (Holm). The last column names a method only where it "
         "has the higher accuracy with a corrected p below 0.05."
     )
     if together:
@@ -175,17 +175,24 @@ def _comparisons(
             line.label for one in together for line in (one.one, one.other)
         }
         text += f" Not among them, for want of a task: {', '.join(sorted(left))}." if left else ""
+    if any(one.paired and not one.paired.error for one in planned):
+        text += " – where all differences of a task are equal: there is no deviation to judge by, nor for a mean that they are part of."
     picture = plots.differences(planned, shots)
     pictures = [picture] if picture else []
     sections = [Section("Comparisons", (Text(text), comparisons_table(together or apart), *pictures))]
     if together:
-        text = (
-            f"As above, one task each; p corrected for the {_count(len(apart), 'comparison')} of this table."
-        )
+        text = f"As above, one task each; p corrected for the {_family(apart)}."
         sections.append(
             Section("Comparisons task by task", (Text(text), comparisons_table(apart)), folded=True)
         )
     return pictures, sections
+
+
+def _family(comparisons: Sequence[Comparison]) -> str:
+    """The comparisons of a table that count in its correction, said."""
+    judged = sum(one.paired is not None for one in comparisons)
+    among = "" if judged == len(comparisons) else " with two seeds in common"
+    return f"{_count(judged, 'comparison')} of this table{among}"
 
 
 def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> list[Section]:
@@ -203,23 +210,6 @@ def _rates(rates: dict[tuple[Line, str, int], Rates], shots: dict[str, int]) -> 
             Section("Development accuracy of every learning rate", (Text(text), dev), folded=True)
         )
     return sections
-
-
-def _chance(rows: list[Row]) -> dict[str, float]:
-    """Task -> accuracy of guessing uniformly among each test row's own labels, where the rows say it."""
-    return {str(row["task"]): float(row["test_chance"]) for row in rows if "test_chance" in row}
-
-
-def at_chance(places: Places, shots: dict[str, int], rows: list[Row]) -> list[str]:
-    """A warning for each task on which no line is above guessing by more than its seeds differ."""
-    warnings = []
-    for task, chance in _chance(rows).items():
-        stats = [stat for (_, name, n), stat in places.items() if (name, n) == (task, shots[task])]
-        if stats and all(stat.mean - (stat.std or 0.0) <= chance for stat in stats):
-            warnings.append(
-                f"No method is above guessing ({percent(chance)} %) on {task}: differences there mean nothing"
-            )
-    return warnings
 
 
 def warnings_of(

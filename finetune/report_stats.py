@@ -31,7 +31,7 @@ class Paired:
 
     Attributes:
         mean: of the tasks' mean differences, fractions of 1.
-        error: its standard error; 0 where every task's differences are all equal, so that nothing can be judged.
+        error: its standard error; 0 where there is no deviation to judge by.
         df: degrees of freedom.
     """
 
@@ -41,11 +41,11 @@ class Paired:
 
     @property
     def p(self) -> float:
-        """Two-sided p of a true difference of 0; 1 where the differences do not vary: no evidence, not proof."""
+        """Two-sided p of a true difference of 0; 1 where there is no deviation to judge by: no evidence, not proof."""
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.df)) if self.error else 1.0
 
     def interval(self, level: float = 1 - ALPHA) -> tuple[float, float] | None:
-        """The confidence interval; None where the differences do not vary."""
+        """The confidence interval; None where there is no deviation to judge by."""
         if not self.error:
             return None
         low, high = stats.t.interval(level, self.df, loc=self.mean, scale=self.error)
@@ -60,6 +60,9 @@ def paired(differences: Sequence[Sequence[float]]) -> Paired:
     add up, with Welch's and Satterthwaite's degrees of freedom (Satterthwaite 1946). The tasks count as given, not as a
     sample of all tasks.
 
+    A task whose differences are all equal has no deviation to judge by, so neither has a mean that it is part of: it would
+    count as proof. All 0, they pull the mean towards no difference, and the other tasks alone are the evidence.
+
     Raises:
         ValueError: a task has fewer than two differences.
     """
@@ -71,6 +74,8 @@ def paired(differences: Sequence[Sequence[float]]) -> Paired:
         spread = math.sqrt(math.fsum((x - mean) ** 2 for x in some) / (len(some) - 1))
         means.append(mean)
         variances.append(spread**2 / len(some) if spread > NO_SPREAD else 0.0)
+    if any(variance == 0 and abs(mean) > NO_SPREAD for mean, variance in zip(means, variances, strict=True)):
+        return Paired(math.fsum(means) / len(means), 0.0, 1.0)
     total = math.fsum(variances)
     parts = math.fsum(v**2 / (len(some) - 1) for v, some in zip(variances, differences, strict=True))
     return Paired(
@@ -220,14 +225,14 @@ def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
 
 
 def told_apart(comparisons: Iterable[Comparison], places: Places) -> set[tuple[Line, str, int]]:
-    """Places that are told apart from the highest mean of their task and number of examples."""
+    """Places that a planned comparison tells apart from the highest mean of their task and number of examples."""
     highest: dict[tuple[str, int], float] = {}
     for (_, task, n), stat in places.items():
         highest[task, n] = max(highest.get((task, n), 0.0), stat.mean)
     return {
         (loser, one.task, one.shots)
         for one in comparisons
-        if one.task is not None and one.shots is not None and one.winner
+        if one.planned and one.task is not None and one.shots is not None and one.winner
         for loser in (one.other if one.winner == one.one else one.one,)
         if places[one.winner, one.task, one.shots].mean == highest[one.task, one.shots]
     }
@@ -239,7 +244,8 @@ def points(fraction: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def _probability(p: float) -> str:
+def probability(p: float) -> str:
+    """0.0312 -> "0.031"."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -259,7 +265,7 @@ def comparisons_table(comparisons: Iterable[Comparison]) -> Table:
             interval = judged.interval()
             shown = f"{points(interval[0])} to {points(interval[1])}" if interval else "–"
             entries += [Entry(points(judged.mean)), Entry(shown)]
-            entries += [Entry(_probability(p) if interval else "–") for p in (judged.p, one.corrected)]
+            entries += [Entry(probability(p) if interval else "–") for p in (judged.p, one.corrected)]
         body.append((*entries, Entry(one.verdict, strong=bool(one.winner), quiet=not one.winner)))
     where = ("task", "examples") if several else ()
     head = ("methods", *where, "draws", "difference", "95 % interval", "p", "corrected p", "result")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def test_every_method_on_every_format_gives_chosen_rows_with_one_test_score(
             lines = (out / "predictions" / f"{best['cell']}.jsonl").read_text().splitlines()
             assert len(lines) == best["n_test"] == 13
             found = [json.loads(line) for line in lines]
+            most = max(Counter(f["label"] for f in found).values())
+            assert best["test_majority"] == pytest.approx(most / 13)
             assert best["test"] == pytest.approx(sum(f["label"] == f["prediction"] for f in found) / 13)
     for row in rows:
         curve = [

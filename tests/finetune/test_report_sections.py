@@ -1,40 +1,29 @@
-"""What a reader is warned about."""
+"""What a report says of its runs is true of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+from finetune.report import report
 
-from finetune.report_sections import at_chance
-from finetune.report_tables import Line, Places, Stat
-
-
-def places_of(**scores: list[float]) -> Places:
-    """Lines of one task by name, a score a seed."""
-    return {
-        (Line(i, name, "normal", 0, "f", name, name), "sst2", 32): Stat(dict(enumerate(some)), {})
-        for i, (name, some) in enumerate(scores.items())
-    }
+if TYPE_CHECKING:
+    from finetune.settings import FewshotSettings
 
 
-@pytest.mark.parametrize(
-    ("scores", "warned"),
-    [
-        ({"ft": [0.5, 0.5], "ppt": [0.45, 0.5]}, True),
-        ({"ft": [0.5, 0.7], "ppt": [0.45, 0.5]}, True),  # no further above than its own seeds differ
-        ({"ft": [0.5, 0.5], "ppt": [0.64, 0.66]}, False),  # one is enough
-        ({"ft": [0.9]}, False),
-    ],
-)
-def test_a_task_on_which_nothing_is_above_guessing_is_named(
-    scores: dict[str, list[float]], warned: bool
+def test_a_report_of_a_widened_grid_does_not_say_that_test_was_looked_at_once(
+    tmp_path: Path, small_run: Callable[..., FewshotSettings]
 ) -> None:
-    rows: list[dict[str, Any]] = [{"task": "sst2", "test_chance": 0.5}]
-    found = at_chance(places_of(**scores), {"sst2": 32}, rows)
-    assert bool(found) == warned
-    assert all("above guessing (50.0 %) on sst2" in one for one in found)
+    from finetune.fewshot import run_fewshot
 
-
-def test_rows_that_do_not_say_what_guessing_gives_are_not_judged() -> None:
-    assert at_chance(places_of(ft=[0.1]), {"sst2": 32}, [{"task": "sst2"}]) == []
+    run = small_run(methods=["vanilla_pt"], seeds=[0], epochs=1, learning_rates=[0.3]).out
+    for rates in ([0.3], [0.1, 0.3, 1.0]):
+        run_fewshot(small_run(methods=["vanilla_pt"], seeds=[0], epochs=1, learning_rates=rates))
+    assert len((Path(run) / "results.jsonl").read_text().splitlines()) == 3
+    opening = report([run], tmp_path / "out").text.split("## What was run")[1].split("\n## ")[0]
+    assert "once" not in opening
+    assert (
+        "Test scores are those of the step and the learning rate that the development examples chose."
+        in opening
+    )

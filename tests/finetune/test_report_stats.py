@@ -157,10 +157,20 @@ def test_differences_that_do_not_vary_prove_nothing_and_give_no_figure(shift: fl
     assert "nan" not in table and "0.000" not in table and "inf" not in table
 
 
-def test_a_task_whose_differences_do_not_vary_adds_no_spread_to_the_others() -> None:
-    judged = paired([[0.01, 0.02, 0.03], [0.04, 0.04, 0.04]])
-    assert judged.mean == pytest.approx(0.03) and judged.df == pytest.approx(2)
-    assert judged.error == pytest.approx(paired([[0.01, 0.02, 0.03]]).error / 2)
+def test_a_task_whose_differences_do_not_vary_is_no_proof_together_with_others_either() -> None:
+    base, small = np.array([0.4, 0.41, 0.42, 0.43, 0.44]), np.array([0.004, -0.005, 0.001, 0.003, -0.003])
+    found = made_comparisons(
+        {"a": {"vanilla_pt": list(base), "ppt": list(base + 0.5)}, "b": {"vanilla_pt": list(base), "ppt": list(base + small)}}
+    )  # fmt: skip
+    assert [one.task for one in found] == [None, "a", "b"]
+    assert {one.verdict for one in found} == {"not told apart"}
+    assert as_records(found)[0]["difference"] == pytest.approx(0.25) and as_records(found)[0]["p"] is None
+
+
+def test_equal_scores_on_a_task_leave_the_evidence_to_the_others() -> None:
+    judged, alone = paired([[0.01, 0.02, 0.03], [0.0, 0.0, 0.0]]), paired([[0.01, 0.02, 0.03]])
+    assert judged.mean == pytest.approx(alone.mean / 2) and judged.error == pytest.approx(alone.error / 2)
+    assert judged.p == pytest.approx(alone.p)
 
 
 def test_ppts_variants_are_compared_with_what_they_claim_to_improve_on_and_other_pairs_only_listed() -> None:
@@ -304,6 +314,36 @@ def test_marks_of_the_main_table_are_what_the_comparisons_say() -> None:
     table = main_table(places, shots, 5, apart=apart)
     marked = {(line[0].text, line[i + 1].text.endswith("↓")) for line in table.body for i in range(2)}
     assert marked == {("Vanilla PT", True), ("Hybrid PT", True), ("PPT", False)}
+
+
+def test_a_mark_rests_on_a_pair_that_comparisons_lists(tmp_path: Path) -> None:
+    rng = generator(5, "marks")
+    means = {
+        "vanilla_pt": 0.3,
+        "ppt": 0.6,
+        "hybrid_ppt": 0.9,
+    }  # the highest and the middle one are no planned pair
+    rows = [
+        made_row("sst2", method, seed, float(mean + 0.01 * rng.standard_normal()))
+        for method, mean in means.items()
+        for seed in range(5)
+    ]
+    made = report([write_run(tmp_path / "run", rows)], tmp_path / "out")
+    assert made.table is not None
+    assert [line[0].text for line in made.table.body if "↓" in line[1].text] == ["Vanilla PT"]
+    listed = made.text.split("## Comparisons")[1].split("\n## ")[0]
+    assert "Hybrid PPT − Vanilla PT" in listed and "Hybrid PPT − PPT" not in listed
+    (other,) = [one for one in compare(places_of(rows), {"sst2": 32}) if not one.planned]
+    assert other.winner is not None  # in comparisons.csv, corrected for all pairs, and no mark
+
+
+def test_the_correction_counts_the_pairs_that_have_seeds_in_common(tmp_path: Path) -> None:
+    rows = [row for row in noisy_rows(0.3) if row["method"] != "hybrid_pt" or row["seed"] == 0]
+    made = report([write_run(tmp_path / "run", rows)], tmp_path / "out")
+    assert "corrected for the 1 comparison of this table with two seeds in common" in made.text
+    found = compare(places_of(rows), main_shots(rows))
+    judged, lonely = (one for one in found if one.planned and one.task is None)
+    assert lonely.paired is None and judged.paired is not None and judged.corrected == judged.paired.p
 
 
 def test_one_seed_compares_nothing_and_says_so(tmp_path: Path) -> None:
