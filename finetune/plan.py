@@ -104,6 +104,7 @@ def key_of(workshop: Workshop, cell: Cell) -> ResultRow:
         "verbalizer": workshop.label_words(cell),
         "wording": cell.wording,
         "chosen_wording": workshop.wording(cell),
+        "word_search": workshop.word_search(cell),
         "tokenizer_fingerprint": workshop.tokenizer(row.spec.backbone).fingerprint,
         "max_tokens": task.encoder_tokens(row.pattern),
         "shorten": list(task.shorten),

@@ -32,7 +32,7 @@ from finetune.report_tables import (
     rates_of,
     summarise,
 )
-from finetune.report_wordings import wording_sections
+from finetune.report_wordings import search_sections, wording_sections
 
 __all__ = ["Report", "report", "summarise"]
 
@@ -106,6 +106,8 @@ def report(
     warnings += (
         warnings_of(places, shots, rates, seeds) + at_chance(places, shots, rows) + left_out(read, rows)
     )
+    searches, searched = search_sections(rows)
+    warnings += searched
     if again:
         notes = [
             *notes,
@@ -124,7 +126,7 @@ def report(
                 section.title.startswith(("Test accuracy", "Comparisons")) for section in result_sections
             ]
             sections.insert(len(missing) + sum(first), reference_section(places, shots))
-        sections += wording_sections(read)
+        sections += [*wording_sections(read), *searches]
         sections += words(read, places, shots, backbone)
     for number, run in enumerate(metrics):
         picture = plots.pretraining(

@@ -1,14 +1,16 @@
-"""What was chosen among a task's wordings: every candidate's score by seed, from `wordings.jsonl`."""
+"""What was chosen among a task's wordings: every candidate's score by seed, from `wordings.jsonl`; and what `ppt task words` found."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from corpora.common.blocks import Entry, Section, Table, Text
 from corpora.common.errors import UserError
-from finetune.report_read import Run, read_lines
+from finetune.report_read import Row, Run, read_lines
+from finetune.report_tables import percent
 from finetune.wordings import FILE
 
 Choice = dict[str, Any]  # a line of wordings.jsonl
@@ -100,3 +102,46 @@ def _seeds(groups: dict[tuple[str, str, str], list[Choice]]) -> Table:
                     )
                 )
     return Table(("task", "pattern", "seed", "wording", "accuracy, %", "loss"), tuple(body), words=True)
+
+
+def search_sections(rows: Iterable[Row]) -> tuple[list[Section], list[str]]:
+    """A section with the searched label words of the rows and how they did in their search, and a warning where a seed of the search is reported."""
+    seeds: dict[str, set[int]] = {}
+    first: dict[str, Row] = {}
+    for row in rows:
+        if row.get("word_search"):
+            search = [row["task"], row["chosen_wording"], row["verbalizer"], row["word_search"]]
+            key = json.dumps(search, sort_keys=True)
+            seeds.setdefault(key, set()).add(int(row["seed"]))
+            first.setdefault(key, row)
+    if not first:
+        return [], []
+    body, warnings = [], []
+    for key, row in first.items():
+        search, some = row["word_search"], sorted(seeds[key])
+        texts = (
+            row["task"], row["chosen_wording"], ", ".join(row["verbalizer"]),
+            str(search["backbone"]).rstrip("/").rsplit("/", 1)[-1], KINDS.get(search["pattern"], search["pattern"]),
+            str(search["seed"]), f"{percent(search['accuracy'])} of {search['n_train']}",
+            f"{percent(search['dev_accuracy'])} of {search['n_dev']}",
+            f"{percent(search['own_accuracy'])}, {percent(search['own_dev_accuracy'])}", ", ".join(map(str, some)),
+        )  # fmt: skip
+        body.append(tuple(map(Entry, texts)))
+        if search["seed"] in some:
+            warnings.append(
+                f"The label words of {row['task']}, wording {row['chosen_wording']}, were searched on the examples of seed "
+                f"{search['seed']}, which is among the seeds reported here: fair for that seed, whose training examples they are, "
+                "but every other seed learns from them too; search with a seed that is not reported (`ppt task words --seed`)"
+            )
+    text = (
+        "`ppt task words` found these words with the backbone alone, on the training examples of one seed's draw. Accuracy in "
+        "percent there, on the same draw's development examples, which the search did not see, and of the task's own words on "
+        "both. Whichever seed uses them, these examples stand behind its result beside its own."
+    )
+    head = (
+        "task", "wording", "words", "searched with", "pattern", "its seed", "training examples", "development examples",
+        "own words", "used by seeds",
+    )  # fmt: skip
+    return [
+        Section("Label words that a search found", (Text(text), Table(head, tuple(body), words=True)))
+    ], warnings

@@ -61,6 +61,25 @@ class HubSource(Source):
     verified: bool = False  # whether someone loaded it by this name; a machine without a network cannot
 
 
+class WordSearch(Settings):
+    """How `ppt task words` found a wording's words: on which draw, with which backbone, and how they did there.
+
+    Scores are of the backbone without a prompt: accuracy on the training examples that the words were found on, and on dev
+    examples that the search did not see. `own_...` are those of the task's own words, where each is a single piece.
+    """
+
+    seed: int
+    pattern: PatternKind
+    backbone: str
+    backbone_fingerprint: str
+    n_train: int
+    n_dev: int
+    accuracy: float
+    dev_accuracy: float
+    own_accuracy: float | None = None
+    own_dev_accuracy: float | None = None
+
+
 class Wording(Settings):
     """Another way to ask for a task's labels; what it leaves out stays as the task has it."""
 
@@ -68,6 +87,7 @@ class Wording(Settings):
     pattern: str | None = None
     hard: str | None = None
     verbalizer: tuple[str, ...] = ()
+    search: WordSearch | None = None  # where `ppt task words` found the words
 
     @model_validator(mode="before")
     @classmethod

@@ -24,7 +24,7 @@ from corpora.tokenizer import SPACE, Tokenizer
 from finetune.inputs import Item
 from finetune.methods import Row
 from finetune.settings import FewshotSettings
-from finetune.task import PatternKind, Task
+from finetune.task import PatternKind, Task, WordSearch
 from finetune.workshop import Cell, Workshop
 from pretrain.backbone import Backbone
 from pretrain.batching import micro_batches, pad_inputs
@@ -63,6 +63,8 @@ class Found:
         own: the task's own words, or None where one of them is not a single piece.
         best: assignments, best first.
         n_train, n_dev: examples.
+        seed: whose draw they are.
+        backbone, backbone_fingerprint: what searched.
     """
 
     task: Task
@@ -72,6 +74,25 @@ class Found:
     best: list[Assignment]
     n_train: int
     n_dev: int
+    seed: int
+    backbone: str
+    backbone_fingerprint: str
+
+    def search(self, one: Assignment) -> WordSearch:
+        """How one of the assignments was found, for the task file."""
+        own = self.own
+        return WordSearch(
+            seed=self.seed,
+            pattern=self.kind,
+            backbone=self.backbone,
+            backbone_fingerprint=self.backbone_fingerprint,
+            n_train=self.n_train,
+            n_dev=self.n_dev,
+            accuracy=round(one.accuracy, 6),
+            dev_accuracy=round(one.dev_accuracy, 6),
+            own_accuracy=round(own.accuracy, 6) if own else None,
+            own_dev_accuracy=round(own.dev_accuracy, 6) if own else None,
+        )
 
 
 def find_label_words(
@@ -141,7 +162,9 @@ def find_label_words(
     if len(own_W) == len(own_ids):
         own = assignment(range(columns, columns + len(own_W)), task.verbalizer)
     shown = [[(words[j], float(ratio)) for j, ratio in zip(*row, strict=True)][:n] for row in ranked_LM]
-    return Found(task, kind, shown, own, best, len(train), len(dev))
+    return Found(
+        task, kind, shown, own, best, len(train), len(dev), seed, backbone.name, backbone.fingerprint
+    )
 
 
 def whole_words(tokenizer: Tokenizer) -> tuple[IntArray, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -306,6 +307,12 @@ class Workshop(Backbones):
         """Words of the labels, for the row: the verbalizer, or letters where each row has options of its own."""
         task = self.task_of(cell)
         return list(task.verbalizer) or list(LETTERS[: task.max_options])
+
+    def word_search(self, cell: Cell) -> dict[str, Any] | None:
+        """How `ppt task words` found a cell's label words, for the row; None where it did not."""
+        name = self.wording(cell)
+        found = {wording.name: wording.search for wording in self.task(cell.task).wordings}.get(name)
+        return found.model_dump(mode="json") if found else None
 
     def cost(self, cells: Sequence[Cell], steps: int) -> float:
         """About how many encoder tokens some cells of one row read in all, a step back counted twice a step forward."""

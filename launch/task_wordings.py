@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -11,26 +11,40 @@ from corpora.common.files import write_text_atomic
 from corpora.common.settings import read_yaml
 from finetune.task import Task
 
+if TYPE_CHECKING:
+    from finetune.word_search import Found
 
-def write_wordings(source: Path, out: Path, name: str, found: Sequence[Sequence[str]]) -> int:
-    """Copy a task file, with label words that were found as wordings behind those that it has.
+
+def write_wordings(source: Path, out: Path, found: Found) -> int:
+    """Copy a task file, with the label words of a search as wordings behind those that it has.
 
     Args:
         source: the task file.
-        out: where the copy goes.
-        name: the task's name, which the copy keeps under whatever file name.
-        found: a word for each label, best first; those that the file has already are not written again.
+        out: where the copy goes; under whatever file name it keeps the task's name.
+        found: what the search found; words that the file has already are not written again.
     """
     values = read_yaml(source)
     wordings = list(values.get("wordings") or [])
     there = {tuple(values.get("verbalizer") or ()), *(tuple(one.get("verbalizer") or ()) for one in wordings)}
     names = {one.get("name") for one in wordings}
     free = (
-        f"found{number}" for number in range(1, len(names) + len(found) + 1) if f"found{number}" not in names
+        f"found{number}"
+        for number in range(1, len(names) + len(found.best) + 1)
+        if f"found{number}" not in names
     )
-    new = [{"name": next(free), "verbalizer": list(words)} for words in found if tuple(words) not in there]
+    new = [
+        {
+            "name": next(free),
+            "verbalizer": list(one.words),
+            "search": found.search(one).model_dump(mode="json"),
+        }
+        for one in found.best
+        if one.words not in there
+    ]
     text = yaml.safe_dump(
-        {"name": name, **values, "wordings": [*wordings, *new]}, sort_keys=False, allow_unicode=True
+        {"name": found.task.name, **values, "wordings": [*wordings, *new]},
+        sort_keys=False,
+        allow_unicode=True,
     )
     write_text_atomic(out, f"# {source.name} with wordings that `ppt task words` found.\n{text}")
     Task.load(str(out) if "/" in str(out) else f"./{out}")  # says what is wrong with it before a run does

@@ -55,7 +55,7 @@ def words(
     found = find_label_words(make_settings(FewshotSettings, values, "ppt task words"), seed, n, pattern)  # type: ignore[arg-type]
     print_result(as_values(found), as_json, as_text(found))
     if out is not None:
-        n_new = write_wordings(Task.path_of(task), out, found.task.name, [best.words for best in found.best])
+        n_new = write_wordings(Task.path_of(task), out, found)
         say(
             f"{out}: {n_new} wordings that the file had not; `wording: dev` in a few-shot run chooses among them"
         )
@@ -73,6 +73,9 @@ def as_values(found: Found) -> dict[str, Any]:
     return {
         "task": found.task.name,
         "pattern": found.task.pattern_text(found.kind),
+        "backbone": found.backbone,
+        "backbone_fingerprint": found.backbone_fingerprint,
+        "seed": found.seed,
         "n_train": found.n_train,
         "n_dev": found.n_dev,
         "labels": {

@@ -105,6 +105,7 @@ def test_what_was_found_goes_into_a_copy_of_the_task_and_dev_may_choose_it(
     from typer.testing import CliRunner
 
     from finetune.fewshot import run_fewshot
+    from finetune.report import report
     from launch.cli import app
 
     out = tmp_path / "found.yaml"
@@ -126,6 +127,13 @@ def test_what_was_found_goes_into_a_copy_of_the_task_and_dev_may_choose_it(
     )  # fmt: skip
     (row,) = map(json.loads, (run_fewshot(settings) / "results.jsonl").read_text().splitlines())
     assert row["chosen_wording"] == "found1" and row["verbalizer"] == list(PLANTED)
+    assert new[0].search is not None and (new[0].search.seed, new[0].search.n_dev) == (0, 20)
+    assert row["word_search"] == new[0].search.model_dump(mode="json")
+    assert row["word_search"]["backbone_fingerprint"] == row["backbone_fingerprint"]
+    made = report([settings.out], tmp_path / "report")
+    section = made.text.split("## Label words that a search found")[1].split("\n## ")[0]
+    assert "found1" in section and "spoon, bridge" in section
+    assert any("wording found1, were searched on the examples of seed 0" in one for one in made.warnings)
     with pytest.raises(UserError, match="exists already"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
