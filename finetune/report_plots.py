@@ -43,6 +43,7 @@ COLOURS = {
     "unified": "#cc79a7",
 }
 OTHERS = ("#7f63b8", "#a6761d", "#66a61e", "#b2476f", "#40798c", "#6b6b47")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (2, 2)), (0, (8, 2)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -65,6 +66,12 @@ def _styles(lines: Sequence[Line]) -> dict[Line, tuple[str, str, str]]:
             MARKERS[number % len(MARKERS)],
         )
     return styles
+
+
+def _dashes(lines: Sequence[Line]) -> dict[Line, Any]:
+    """Line -> its stroke in curves: lines of one method differ in it."""
+    kin = {line: [other for other in lines if other.method == line.method] for line in lines}
+    return {line: DASHES[kin[line].index(line) % len(DASHES)] for line in lines}
 
 
 def _longest(lines: Sequence[Line]) -> int:
@@ -150,6 +157,7 @@ def curves(
     """
     lines = sorted({line for line, _, _ in places})
     styles = _styles(lines)
+    dashes = _dashes(lines)
     scale = 100 if field == "dev" else 1
     drawn: dict[str, dict[Line, list[tuple[float, float, float, float]]]] = {}
     for task, n in shots.items():
@@ -169,7 +177,9 @@ def curves(
     for number, (axis, some) in enumerate(zip(axes, drawn.values(), strict=True)):
         for line, averaged in some.items():
             steps, mean, low, high = zip(*averaged, strict=True)
-            axis.plot(steps, [scale * y for y in mean], color=styles[line][0], linewidth=1.6)
+            axis.plot(
+                steps, [scale * y for y in mean], color=styles[line][0], linestyle=dashes[line], linewidth=1.6
+            )
             if any(a != b for a, b in zip(low, high, strict=True)):
                 axis.fill_between(
                     steps,
@@ -183,7 +193,10 @@ def curves(
         label_axis(axis, "step", label if number % PANELS == 0 else "")
     add_legend(
         figure,
-        [Line2D([], [], color=styles[line][0], linewidth=2, label=line.label) for line in shown],
+        [
+            Line2D([], [], color=styles[line][0], linestyle=dashes[line], linewidth=2, label=line.label)
+            for line in shown
+        ],
         columns,
     )
     what = label.replace(", %", " in percent")
@@ -277,7 +290,8 @@ def differences(comparisons: Sequence[Comparison], shots: Mapping[str, int]) -> 
         return None
     colours = {line: style[0] for line, style in _styles(sorted({pair[0] for pair in pairs})).items()}
     columns = math.ceil(len(panels) / math.ceil(len(panels) / PANELS))  # rows of panels as even as they go
-    figure, axes = make_panels(list(panels), 0.6 + 0.19 * len(pairs), 1, columns)
+    legend_columns = min(4, 2 * len(panels))
+    figure, axes = make_panels(list(panels), 0.6 + 0.19 * len(pairs), 4 // legend_columns, columns)
     limits = {
         together: _reach([one for one in judged if (one.task is None) == together])
         for together in (True, False)
@@ -305,7 +319,7 @@ def differences(comparisons: Sequence[Comparison], shots: Mapping[str, int]) -> 
             for fill, label in ((INK, "told apart"), ("white", NOT_TOLD_APART))
         ),
     ]
-    add_legend(figure, handles, min(4, 2 * len(panels)))
+    add_legend(figure, handles, legend_columns)
     caption = (
         "Paired differences of test accuracy in points, to the right in favour of the method named first: mean over draws, "
         "95 % interval (thick) and the one corrected for many comparisons (thin; it may leave the frame). Filled: told apart. No "
