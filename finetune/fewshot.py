@@ -8,16 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from corpora.common.errors import UserError
-from corpora.common.files import drop_partials, library_versions, write_manifest
+from corpora.common.files import (
+    drop_partials,
+    hash_json,
+    library_versions,
+    read_json,
+    write_manifest,
+    write_text_atomic,
+)
 from corpora.common.progress import Progress, say
-from corpora.common.settings import save_settings
+from corpora.common.settings import read_yaml, save_settings
 from finetune.choices import full_tuning
 from finetune.full_tuning import full_tuner
 from finetune.memory import give_back_memory
 from finetune.plan import Choice, plan, unfinished
 from finetune.results import KnownRows, ResultRow, Results, protocol_parts
 from finetune.schedule import Schedule, unwritten_rows
-from finetune.settings import FewshotSettings
+from finetune.settings import CONFIG, EARLIER, FewshotSettings
 from finetune.sharded_weights import WAIT
 from finetune.shares import ALONE, FOLDER, Share, SharedSteps, ShareRows, shared_rows
 from finetune.task_check import check_run
@@ -37,8 +44,8 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
         share: this process among those that run the job together, which all call this with the same settings.
 
     Returns:
-        The run's folder: `results.jsonl`, `config.yaml`, `manifest.json`, `curves/CELL.jsonl`, and of chosen cells
-        `predictions/CELL.jsonl` and `prompts/CELL/`.
+        The run's folder: `results.jsonl`, `config.yaml`, `manifest.json`, `curves/CELL.jsonl`, of chosen cells
+        `predictions/CELL.jsonl` and `prompts/CELL/`, and `earlier/` where it had other settings before.
 
     Raises:
         UserError: wrong input, before anything is trained; or another job is running in this folder.
@@ -80,13 +87,33 @@ def _begin(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> Results:
     _take_over(out, results)
     _check_protocol(results, choices)
     workshop.wordings.save()
-    save_settings(out / "config.yaml", workshop.settings)
+    keep_settings(out, workshop.settings)
     libraries = library_versions("torch", "transformers", "numpy")
-    write_manifest(out, "fewshot_run", {"libraries": libraries, "left_out": workshop.left_out})
+    write_manifest(
+        out, "fewshot_run", {"libraries": libraries, "left_out": _left_out(out, workshop, choices)}
+    )
     cells = [key["cell"] for choice in choices for key in choice.keys]
     if len(missing := results.missing(cells)) < len(cells):
         say(f"{len(cells) - len(missing)} of {len(cells)} cells are in {results.path} and are not run again")
     return results
+
+
+def keep_settings(out: Path, settings: FewshotSettings) -> None:
+    """Write `config.yaml`; what it held of an earlier command goes to `earlier/`, so that a report knows every cell asked for."""
+    config = out / CONFIG
+    if config.exists() and (before := read_yaml(config)) != settings.model_dump(mode="json"):
+        write_text_atomic(
+            out / EARLIER / f"{hash_json(before)[:16]}.yaml", config.read_text(encoding="utf-8")
+        )
+    save_settings(config, settings)
+
+
+def _left_out(out: Path, workshop: Workshop, choices: Sequence[Choice]) -> dict[str, str]:
+    """Tasks without data and why, those of earlier commands among them."""
+    manifest = out / "manifest.json"
+    before: dict[str, str] = read_json(manifest).get("left_out", {}) if manifest.exists() else {}
+    there = {choice.keys[0]["task"] for choice in choices}
+    return {task: why for task, why in before.items() if task not in there} | workshop.left_out
 
 
 def _take_over(out: Path, results: Results) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from corpora.common.files import write_bytes_atomic, write_json, write_text_atom
 from corpora.common.page import page
 from corpora.common.plots import missing_glyphs
 from finetune import report_plots as plots
+from finetune.report_asked import askers
 from finetune.report_chance import at_chance
 from finetune.report_costs import COST_FIELDS, cost_records, costs_of
 from finetune.report_gaps import fewer_examples, left_out
 from finetune.report_missing import missing_section
 from finetune.report_read import Row, Run, check_protocol, choose_again, merge_rows, read_run
 from finetune.report_reference import reference_section
-from finetune.report_sections import closing, command, opening, results, warnings_of, words
+from finetune.report_sections import closing, commands, opening, results, warnings_of, words
 from finetune.report_stats import COMPARISON_FIELDS, Comparison, as_records, compare, told_apart
 from finetune.report_tables import (
     Places,
@@ -141,8 +142,9 @@ def report(
             f"no font of this machine draws {glyphs}: boxes in the PNG files, right in the page; install a font that has them"
         )
     sections.insert(0, opening(read, rows, shots, seeds, notes, warnings, seconds))
-    sections += closing(read, places, shots)
-    files = _write(out, title, sections, pictures, read, rows, places, warnings, comparisons)
+    asked_by = askers(read, rows)
+    sections += closing(read, places, asked_by)
+    files = _write(out, title, sections, pictures, read, rows, places, warnings, comparisons, asked_by)
     return Report(summarise(rows), warnings, files, markdown(title, sections), table)
 
 
@@ -156,8 +158,8 @@ def _write(
     places: Places,
     warnings: list[str],
     comparisons: list[Comparison],
+    asked_by: Mapping[str, Run],
 ) -> list[Path]:
-    by_folder = {str(run.folder): run for run in runs}
     files = []
     for picture in pictures:
         files.append(out / f"{picture.name}.png")
@@ -171,7 +173,6 @@ def _write(
                 {**row, "method": line.method, "label": line.label, "filled_from": stat.filled_from or ""}
             )
         f1 = stat.of("test_f1")
-        first = next(iter(stat.rows.values()))
         table.append(
             {
                 "method": line.method,
@@ -185,7 +186,7 @@ def _write(
                 "f1": {"mean": f1.mean, "std": f1.std} if f1 else None,
                 "filled_from": stat.filled_from,
                 "cells": [str(row["cell"]) for row in stat.rows.values()],
-                "command": command(first, by_folder[first["run"]]),
+                "command": "\n".join(commands(stat.rows.values(), asked_by)),
             }
         )
     compared, costs = as_records(comparisons), cost_records(costs_of(places, rows))
@@ -198,7 +199,13 @@ def _write(
         "costs": costs,
         "protocol": rows[0].get("protocol") if rows else None,
         "runs": [
-            {"folder": str(run.folder), "settings": run.config, "libraries": run.libraries} for run in runs
+            {
+                "folder": str(run.folder),
+                "settings": run.config,
+                "earlier_settings": list(run.earlier.values()),
+                "libraries": run.libraries,
+            }
+            for run in runs
         ],
     }
     for name, fields, records in (

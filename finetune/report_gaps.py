@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.report_missing import load_task, per_label, shots_asked
+from finetune.report_asked import by_settings, load_task, per_label, shots_asked
 from finetune.report_read import Row, Run
 
 
@@ -22,30 +22,37 @@ def fewer_examples(runs: Sequence[Run], rows: Sequence[Row]) -> list[str]:
     """A warning for each task whose set had fewer examples than its run asked for (`allow_fewer`)."""
     found: dict[str, None] = {}
     for run in runs:
-        config = run.config
+        asked, asked_dev = _asked(run)
+        for task, wanted in asked.items():
+            own = [row for row in run.rows if row["task"] == task]
+            train = sorted({int(row["n_train"]) for row in own if row.get("n_train") is not None})
+            dev = sorted({int(row["n_dev"]) for row in own if row.get("n_dev") is not None})
+            for n in train:
+                more = sorted(one for one in wanted if one > n)
+                if n not in wanted and more:
+                    found[_fewer(task, n, more, "to train on")] = None
+            found |= {
+                _fewer(task, n, [asked_dev[task]], "to choose by"): None for n in dev if n < asked_dev[task]
+            }
+    return list(found)
+
+
+def _asked(run: Run) -> tuple[dict[str, set[int]], dict[str, int]]:
+    """Task -> the numbers of training examples that any of a run's settings asks for; task -> those to choose by, 0 where none says."""
+    train: dict[str, set[int]] = {}
+    dev: dict[str, int] = {}
+    for config in (asking.config for asking in by_settings([run])):
         if config.get("shots") is None:
             continue
         for named in map(str, config.get("tasks") or ()):
             task = load_task(named)
             if task is None:
                 continue
-            own = [row for row in run.rows if row["task"] == task.name]
             each = per_label(config, task) * len(task.verbalizer) if task.many_labels else None
-            train = sorted({int(row["n_train"]) for row in own if row.get("n_train") is not None})
-            dev = sorted({int(row["n_dev"]) for row in own if row.get("n_dev") is not None})
-            wanted = [each] if each else shots_asked(config)
-            for n in train:
-                more = [asked for asked in wanted if asked > n]
-                if n not in wanted and more:
-                    found[_fewer(task.name, n, more, "to train on")] = None
+            train.setdefault(task.name, set()).update([each] if each else shots_asked(config))
             own_dev = ((config.get("of_task") or {}).get(task.name) or {}).get("dev_shots")
-            asked_dev = each or own_dev or config.get("dev_shots")
-            found |= {
-                _fewer(task.name, n, [asked_dev], "to choose by"): None
-                for n in dev
-                if asked_dev and n < asked_dev
-            }
-    return list(found)
+            dev.setdefault(task.name, int(each or own_dev or config.get("dev_shots") or 0))
+    return train, dev
 
 
 def _fewer(task: str, n: int, asked: Sequence[int], what: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,212 +9,41 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from corpora.common.blocks import Code, Entry, Section, Table, Text
-from corpora.common.errors import UserError
-from corpora.common.settings import read_yaml
-from finetune.methods import METHODS, rows_for
-from finetune.report_read import Row, Run, same_choice, wording_of
+from finetune.methods import METHODS
+from finetune.report_asked import (
+    Asked,
+    asked_cells,
+    askers,
+    by_place,
+    by_settings,
+    each,
+    rates_asked,
+    shots_asked,
+    task_name,
+)
+from finetune.report_read import Row, Run, same_choice
 from finetune.results import best_first
 from finetune.settings import ALL
-from finetune.task import FIRST, Task
-from finetune.wordings import variants
+from finetune.task import FIRST
 
-# Without these a folder's settings do not say which cells it asked for.
-NEEDED = ("backbone", "tasks", "methods", "seeds", "shots", "learning_rates", "ft_learning_rates")
 MISSING_RUN = "runs/missing"  # where a command puts cells that only a part of a run lacks
 G = TypeVar("G", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A cell that a run's settings ask for.
-
-    Attributes:
-        run: the run's folder.
-        named: the task as the settings name it.
-        task, method, seed, rate: as in its row.
-        shots: training examples of the row: fewer than asked for where the set has no more.
-        setting: the number that the setting `shots` gives; None where the task has a number for each label.
-        start: how its prompt starts: an initialiser, `pretrained`, or nothing in full tuning.
-        wording: as the settings ask for it.
-        backbones: fingerprints that its row may have; empty: any.
-    """
-
-    run: Path
-    named: str
-    task: str
-    method: str
-    seed: int
-    rate: float
-    shots: int
-    setting: int | None
-    start: str
-    wording: str
-    backbones: frozenset[str]
-
-    @property
-    def key(self) -> tuple[Hashable, ...]:
-        """What it is, whoever asks."""
-        return (
-            self.task,
-            self.method,
-            self.seed,
-            self.rate,
-            self.shots,
-            self.start,
-            self.wording,
-            self.backbones,
-        )
-
-    def is_row(self, row: Row) -> bool:
-        """Whether a row of its task and method is this cell's."""
-        init = row.get("init")
-        start = init if self.start and init == self.start else "pretrained" if init else ""
-        return (
-            int(row["seed"]) == self.seed
-            and float(row["learning_rate"]) == self.rate
-            and int(row["shots"]) == self.shots
-            and start == self.start
-            and wording_of(row) == self.wording
-            and (not self.backbones or str(row.get("backbone_fingerprint", "")) in self.backbones)
-        )
-
-
-def load_task(named: str) -> Task | None:
-    """A task that a run's settings name; None where its file is not on this machine or has changed its form."""
-    try:
-        return Task.load(named)
-    except UserError:
-        return None
-
-
-def task_name(named: str) -> str:
-    """The name of a task that a run's settings name by itself or by its file; the file may be gone."""
-    if task := load_task(named):
-        return task.name
-    with contextlib.suppress(UserError):
-        return str(read_yaml(Path(named)).get("name", Path(named).stem))
-    return Path(named).stem
-
-
-def rates_asked(config: Mapping[str, Any], method: str) -> list[float]:
-    """The grid of a method, smallest first."""
-    plain = "ft_learning_rates" if METHODS[method].trains == "backbone" else "learning_rates"
-    return sorted(float(rate) for rate in (config.get("learning_rates_of") or {}).get(method, config[plain]))
-
-
-def shots_asked(config: Mapping[str, Any]) -> list[int]:
-    """The numbers of training examples, smallest first; none where all there are were asked for."""
-    shots = config["shots"]
-    if shots == ALL:
-        return []
-    return sorted(set(shots)) if isinstance(shots, list) else [int(shots)]
-
-
-def per_label(config: Mapping[str, Any], task: Task) -> int:
-    return int(task.shots_per_label or config.get("shots_per_label") or 8)
-
-
-def _in_rows(asked: int, all_asked: Sequence[int], found: set[int], allow_fewer: bool) -> int:
-    """The number that rows have for an asked one: all that the set has, where that is fewer."""
-    if asked not in found and allow_fewer:
-        return max((n for n in found if n < asked and n not in all_asked), default=asked)
-    return asked
-
-
-def asked_cells(run: Run, rows: Sequence[Row]) -> list[Asked]:
-    """The cells that a run's settings ask for; none where the settings are not there or not whole.
-
-    Args:
-        run: the run.
-        rows: rows of all runs: they tell how many examples a set has, and which backbone a name stands for.
-    """
-    config = run.config
-    if any(config.get(name) is None for name in NEEDED) or not set(config["methods"]) <= set(METHODS):
-        return []
-    cells: dict[tuple[Hashable, ...], Asked] = {}
-    for named in map(str, config["tasks"]):
-        task, name = load_task(named), task_name(named)
-        if name in run.left_out:
-            continue
-        there = [row for row in rows if row["task"] == name]
-        found = {int(row["shots"]) for row in there}
-        fewer = bool(config.get("allow_fewer"))
-        if config["shots"] == ALL:  # rows tell how many that is
-            shots: list[tuple[int, int | None]] = [(max(found, default=0), None)]
-        elif task and task.many_labels:
-            whole = per_label(config, task) * len(task.verbalizer)
-            shots = [(_in_rows(whole, [whole], found, fewer), None)]
-        else:
-            every = shots_asked(config)
-            shots = [(_in_rows(n, every, found, fewer), n) for n in every]
-        for method in _methods(task, config["methods"], there):
-            spec = METHODS[method]
-            backbones = _backbones(run, rows, spec.backbone)
-            every_cell = itertools.product(
-                shots, config["seeds"], rates_asked(config, method), _variants(task, method, config, there)
-            )
-            for (n, setting), seed, rate, (init, wording) in every_cell:
-                start = {"random": init, "pretrained": "pretrained"}.get(spec.init, "")
-                cell = Asked(
-                    run.folder, named, name, method, int(seed), rate, n, setting, start, wording, backbones
-                )
-                cells.setdefault(cell.key, cell)
-    return list(cells.values())
-
-
-def _each(value: Any) -> list[str]:
-    return [str(one) for one in (value if isinstance(value, list) else [value])]
-
-
-def _variants(
-    task: Task | None, method: str, config: Mapping[str, Any], rows: Iterable[Row]
-) -> list[tuple[str, str]]:
-    """(start, wording) of every line of a method; of wordings that its rows do not have where the task's file is gone, none."""
-    inits, wordings = _each(config.get("init", "normal")), _each(config.get("wording", FIRST))
-    if task is not None:
-        with contextlib.suppress(UserError):  # the file lost a wording or a pattern since
-            (row,) = rows_for(task, (method,))
-            return variants(task, row, inits, wordings)
-    there = {wording_of(row) for row in rows if row["method"] == method}
-    return [(init, wording) for wording in wordings if wording in there for init in inits]
-
-
-def _methods(task: Task | None, methods: Sequence[str], rows: Iterable[Row]) -> list[str]:
-    """What is run for a task: a method that another one's run fills is not."""
-    if task is not None:
-        try:
-            return [row.method for row in rows_for(task, tuple(methods))]
-        except UserError:  # the file lost a pattern since
-            pass
-    filled = {method for row in rows for method in row.get("fills") or ()}
-    return [method for method in methods if method not in filled]
-
-
-def _backbones(run: Run, rows: Sequence[Row], kind: str) -> frozenset[str]:
-    """Fingerprints of a run's main or LM-adapted backbone, as far as rows tell them."""
-    of_kind = [row for row in rows if METHODS.get(str(row["method"]), METHODS["ppt"]).backbone == kind]
-    own = [row for row in of_kind if row["run"] == str(run.folder)]
-    named = run.config.get("lm_backbone" if kind == "lm" else "backbone")
-    some = own or [row for row in of_kind if row.get("backbone") == named]
-    return frozenset(str(row.get("backbone_fingerprint", "")) for row in some)
-
-
 def _without_row(cells: Iterable[Asked], rows: Iterable[Row]) -> list[Asked]:
-    by_place: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        by_place.setdefault((str(row["task"]), str(row["method"])), []).append(row)
-    return [cell for cell in cells if not any(map(cell.is_row, by_place.get((cell.task, cell.method), ())))]
+    places = by_place(rows)
+    return [cell for cell in cells if not any(map(cell.is_row, places.get((cell.task, cell.method), ())))]
 
 
-def missing_cells(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, list[Asked]]:
-    """Run -> the cells that it asks for and that no run has; what two runs ask for stands under the first."""
+def missing_cells(runs: Sequence[Run], rows: Sequence[Row]) -> list[tuple[Run, list[Asked]]]:
+    """Runs under each of their settings, with the cells that these ask for and that no run has; what two ask for stands under the first."""
     listed: set[tuple[Hashable, ...]] = set()
-    found = {}
-    for run in runs:
+    found = []
+    for run in by_settings(runs):
         cells = [cell for cell in _without_row(asked_cells(run, rows), rows) if cell.key not in listed]
         listed |= {cell.key for cell in cells}
         if cells:
-            found[str(run.folder)] = cells
+            found.append((run, cells))
     return found
 
 
@@ -258,7 +85,7 @@ class Block:
 
 def _apart(cell: Asked, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """A cell's start and wording as far as the run has several."""
-    inits, wordings = _each(config.get("init", "normal")), _each(config.get("wording", FIRST))
+    inits, wordings = each(config.get("init", "normal")), each(config.get("wording", FIRST))
     start = cell.start if len(inits) > 1 and METHODS[cell.method].init == "random" else None
     return start, cell.wording if len(wordings) > 1 else None
 
@@ -298,7 +125,7 @@ def block_command(block: Block, run: Run) -> str:
     words = [
         "ppt",
         "fewshot",
-        str(run.folder / "config.yaml"),
+        str(run.config_file),
         f"tasks={_listed(block.tasks)}",
         f"methods={_listed(block.methods)}",
         f"seeds={_listed(block.seeds)}",
@@ -318,23 +145,24 @@ def _with_variant(method: str, block: Block) -> str:
     return f"{method} ({', '.join(tells)})" if tells else method
 
 
-def _whole_command(folder: str) -> str:
-    return shlex.join(["ppt", "fewshot", str(Path(folder) / "config.yaml"), f"out={folder}"])
+def _whole_command(run: Run) -> str:
+    return shlex.join(["ppt", "fewshot", str(run.config_file), f"out={run.folder}"])
 
 
 def missing_section(runs: Sequence[Run], rows: Sequence[Row]) -> tuple[list[Section], list[str]]:
     """The table of what is missing with the commands that run it, and a warning; nothing where all is there."""
     missing = missing_cells(runs, rows)
-    by_folder = {str(run.folder): run for run in runs}
     body: list[tuple[Entry, ...]] = []
     commands: dict[str, None] = {}
     apart = False
-    for folder, cells in missing.items():
-        run = by_folder[folder]
-        own = {cell.key for cell in _without_row(asked_cells(run, rows), run.rows)}
+    goes_on: dict[Path, set[tuple[Hashable, ...]]] = {}  # cells of the commands that go on in a run's folder
+    for run, cells in missing:
+        done = goes_on.setdefault(run.folder, set())
+        own = {cell.key for cell in _without_row(asked_cells(run, rows), run.rows)} - done
         alone = own == {cell.key for cell in cells}
         if alone:
-            commands[_whole_command(folder)] = None
+            commands[_whole_command(run)] = None
+            done |= own
         for block in blocks_of(cells, run.config):
             if not alone:
                 commands[block_command(block, run)] = None
@@ -350,23 +178,25 @@ def missing_section(runs: Sequence[Run], rows: Sequence[Row]) -> tuple[list[Sect
                 ", ".join(f"{rate:g}" for rate in block.rates) if block.rates else "all",
                 f"{block.cells} cells" if block.cells > 1 else "1 cell",
             )
-            body.append((Entry(folder), *map(Entry, texts)))
-    lacking = {(c.task, c.method, c.shots, c.seed) for cells in missing.values() for c in cells}
+            body.append((Entry(str(run.folder)), *map(Entry, texts)))
+    lacking = {(c.task, c.method, c.shots, c.seed) for _, cells in missing for c in cells}
     waiting = [
         row
         for row in unscored(rows)
         if (row["task"], row["method"], int(row["shots"]), int(row["seed"])) not in lacking
     ]
+    asked_by = askers(runs, rows)
+    for row in waiting:
+        commands[_whole_command(asked_by[str(row["cell"])])] = None
     places = _grouped(
         ((row["run"], row["task"], row["method"], row["shots"]), row["seed"]) for row in waiting
     )
     for (folder, task, method, n), seeds in places.items():
         texts = (task, method, str(n), ", ".join(map(str, seeds)), "–", "the test score")
         body.append((Entry(folder), *map(Entry, texts)))
-        commands[_whole_command(folder)] = None
     if not body:
         return [], []
-    total = sum(map(len, missing.values()))
+    total = sum(len(cells) for _, cells in missing)
     parts = []
     if total:
         parts.append(f"{total} of the cells that the runs ask for {'has' if total == 1 else 'have'} no row")

@@ -13,7 +13,7 @@ from corpora.common.errors import UserError, at
 from corpora.common.files import read_json
 from corpora.common.settings import read_yaml
 from finetune.results import best_first, protocol_parts
-from finetune.settings import INITS
+from finetune.settings import CONFIG, EARLIER, INITS
 from finetune.task import BY_DEV, FIRST
 
 Row = dict[str, Any]  # one line of results.jsonl; `run` is added: the folder that it was read from
@@ -29,11 +29,13 @@ class Run:
     Attributes:
         folder: where it lies, as the user wrote it.
         rows: rows of `results.jsonl`, the last one of each cell.
-        config: resolved settings, empty where there are none.
+        config: resolved settings of the last command, empty where there are none.
         libraries: versions that made it, empty where it does not say.
         metrics: rows of a pre-training run's `metrics.jsonl`.
         notes: what is to be told about reading it.
         left_out: task -> what was looked for, where it had no data.
+        config_name: their file in the folder.
+        earlier: file in the folder -> resolved settings of an earlier command, where they differ.
     """
 
     folder: Path
@@ -43,6 +45,13 @@ class Run:
     metrics: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    config_name: str = CONFIG
+    earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def config_file(self) -> Path:
+        """Where `config` lies."""
+        return self.folder / self.config_name
 
 
 def read_lines(path: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
@@ -102,7 +111,8 @@ def read_run(folder: Path | str) -> Run:
         for number, row in enumerate(read_lines(results, notes), start=1):
             _checked(row, at(results, number))
             rows[str(row["cell"])] = {**row, "run": str(folder)}
-    config = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    config = read_yaml(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    earlier = {f"{EARLIER}/{path.name}": read_yaml(path) for path in sorted(folder.glob(f"{EARLIER}/*.yaml"))}
     libraries: dict[str, str] = {}
     left_out: dict[str, str] = {}
     if (folder / "manifest.json").exists():
@@ -110,7 +120,7 @@ def read_run(folder: Path | str) -> Run:
         if isinstance(manifest, dict):
             libraries, left_out = manifest.get("libraries", {}), manifest.get("left_out", {})
     lines = read_lines(metrics, notes) if metrics.exists() else []
-    return Run(folder, list(rows.values()), config, libraries, lines, notes, left_out)
+    return Run(folder, list(rows.values()), config, libraries, lines, notes, left_out, earlier=earlier)
 
 
 def read_curves(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import yaml
 from corpora.common.blocks import Code, Entry, Notes, Picture, Section, Table, Text
 from corpora.common.files import library_versions
 from finetune import report_plots as plots
+from finetune.report_asked import task_name
 from finetune.report_chance import guesses
 from finetune.report_costs import costs_of, costs_table
-from finetune.report_missing import task_name
 from finetune.report_read import Row, Run, read_curves
 from finetune.report_stats import BASELINES, VARIANTS, Comparison, comparisons_table
 from finetune.report_tables import (
@@ -286,15 +286,23 @@ def words(
     ]
 
 
-def command(row: Row, run: Run) -> str:
-    """The command that makes a row's line, task and number of examples again, all seeds and rates."""
-    config = run.folder / "config.yaml"
+def commands(rows: Iterable[Row], asked_by: Mapping[str, Run]) -> list[str]:
+    """The commands that make the rows of a line, task and number of examples again, all seeds and rates; one for each of their settings.
+
+    Args:
+        rows: the rows.
+        asked_by: cell -> its run under the settings that asked for it.
+    """
+    return list(dict.fromkeys(_command(row, asked_by[str(row["cell"])]) for row in rows))
+
+
+def _command(row: Row, run: Run) -> str:
     named = [str(task) for task in run.config.get("tasks") or []]
     task = next((name for name in named if task_name(name) == row["task"]), str(row["task"]))
     words = [
         "ppt",
         "fewshot",
-        str(config) if run.config else "CONFIG",
+        str(run.config_file) if run.config else "CONFIG",
         f"tasks=[{task}]",
         f"methods=[{row['method']}]",
     ]
@@ -303,22 +311,21 @@ def command(row: Row, run: Run) -> str:
     return shlex.join([*words, "out=runs/again"])
 
 
-def closing(runs: list[Run], places: Places, shots: dict[str, int]) -> list[Section]:
-    by_folder = {str(run.folder): run for run in runs}
+def closing(runs: list[Run], places: Places, asked_by: Mapping[str, Run]) -> list[Section]:
     sections = []
     if places:
-        commands: dict[str, None] = {}
-        for line, task, n in in_order(places):
-            row = next(iter(places[line, task, n].rows.values()))
-            commands[command(row, by_folder[row["run"]])] = None
+        listed = (
+            one for place in in_order(places) for one in commands(places[place].rows.values(), asked_by)
+        )
         sections.append(
             Section(
                 "Commands that make each number again",
                 (
                     Text(
-                        "One line for each method and task; `'seeds=[0]'` behind it makes a single seed. The same seed draws the same examples."
+                        "One line for each method and task, one more for each other command that asked for its seeds; "
+                        "`'seeds=[0]'` behind it makes a single seed. The same seed draws the same examples."
                     ),
-                    Code("\n".join(commands), "text"),
+                    Code("\n".join(dict.fromkeys(listed)), "text"),
                 ),
                 folded=True,
             )
@@ -337,6 +344,11 @@ def closing(runs: list[Run], places: Places, shots: dict[str, int]) -> list[Sect
             )
         if blocks:
             sections.append(Section(f"Settings of {run.folder}", tuple(blocks), folded=True))
+        for name, config in run.earlier.items():
+            block = Code(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "yaml")
+            sections.append(
+                Section(f"Settings of an earlier command ({run.folder / name})", (block,), folded=True)
+            )
     versions = ", ".join(f"{name} {version}" for name, version in library_versions(*LIBRARIES).items())
     sections.append(
         Section("Library versions", (Text(f"This report was made with {versions}."),), folded=True)

@@ -14,6 +14,10 @@ from finetune.methods import METHODS
 from finetune.task import FIRST
 from pretrain.settings import Weights
 
+CONFIG, EARLIER = (
+    "config.yaml",
+    "earlier",
+)  # of a run's folder: the last command's settings, those of other ones before
 ALL = "all"  # of `shots`: every training row that dev leaves
 # The names of pretrain.prompts.INITIALISERS, which takes seconds to import: settings are read before processes start.
 INITS = ("normal", "vocabulary", "label_words")

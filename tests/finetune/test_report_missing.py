@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from corpora.common.settings import load_settings
 from finetune.report import report
-from finetune.report_missing import asked_cells, block_command, blocks_of, missing_cells
+from finetune.report_asked import asked_cells
+from finetune.report_missing import block_command, blocks_of, missing_cells
 from finetune.report_read import Run, read_run
 from finetune.settings import FewshotSettings
 
 if TYPE_CHECKING:
-    from finetune.report_missing import Asked
+    from finetune.report_asked import Asked
 
 CONFIG: dict[str, Any] = {
     "out": "runs/made",
@@ -114,7 +115,7 @@ def test_the_commands_of_any_missing_cells_ask_for_these_and_no_others(
     gone = data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1))
     folder = tmp_path_factory.mktemp("missing")
     run = read_run(write_run(folder / "run", [row for i, row in enumerate(rows) if i not in gone], config))
-    cells = missing_cells([run], run.rows)[str(run.folder)]
+    ((_, cells),) = missing_cells([run], run.rows)
     asked: list[tuple[Any, ...]] = []
     for block in blocks_of(cells, run.config):
         words = shlex.split(block_command(block, run))
@@ -165,12 +166,13 @@ def test_rows_of_another_start_or_backbone_are_no_substitute(tmp_path: Path) -> 
     one = write_run(tmp_path / "one", normal, {**config, "init": "normal"})
     two = write_run(tmp_path / "two", whole_rows(config)[:1], config)
     found = missing_cells([read_run(one), read_run(two)], read_run(one).rows + read_run(two).rows)
-    assert list(found) == [str(two)] and len(found[str(two)]) == len(normal) - 1
+    ((run, cells),) = found
+    assert run.folder == two and len(cells) == len(normal) - 1
 
 
 def test_settings_that_do_not_name_every_cell_are_passed_over(tmp_path: Path) -> None:
     run = Run(tmp_path, [], {"tasks": ["sst2"]}, {}, [])
-    assert asked_cells(run, []) == [] and missing_cells([run], []) == {}
+    assert asked_cells(run, []) == [] and missing_cells([run], []) == []
 
 
 def test_the_command_of_a_real_run_brings_the_missing_rows(
@@ -191,3 +193,81 @@ def test_the_command_of_a_real_run_brings_the_missing_rows(
     again = [json.loads(line) for line in (run / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["cell"] for row in again} == {json.loads(line)["cell"] for line in lines}
     assert "Missing cells" not in report([run], tmp_path / "again").text
+
+
+def test_what_an_earlier_command_asked_for_is_missing_with_its_own_command(
+    tmp_path: Path, small_run: Callable[..., FewshotSettings]
+) -> None:
+    from finetune.fewshot import run_fewshot
+
+    common: dict[str, Any] = {"methods": ["vanilla_pt"], "learning_rates": [0.3], "epochs": 1}
+    run = run_fewshot(small_run(seeds=[0, 1], **common))
+    first = (run / "config.yaml").read_text(encoding="utf-8")
+    run_fewshot(small_run(seeds=[0, 1], **common))
+    assert not (run / "earlier").exists()  # the same settings are no earlier ones
+    run_fewshot(small_run(seeds=[5], **common))
+    (earlier,) = (run / "earlier").iterdir()
+    assert earlier.read_text(encoding="utf-8") == first
+    assert "Missing cells" not in report([run], tmp_path / "whole").text
+
+    lines = (run / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (run / "results.jsonl").write_text(
+        "".join(line for line in lines if json.loads(line)["seed"] != 1), encoding="utf-8"
+    )
+    made = report([run], tmp_path / "out")
+    assert commands_of(made.text) == [["ppt", "fewshot", str(earlier), f"out={run}"]]
+    assert any("1 of the cells that the runs ask for has no row" in warning for warning in made.warnings)
+    again = made.text.split("## Commands that make each number again")[1]
+    assert f"ppt fewshot {earlier} " in again and f"ppt fewshot {run}/config.yaml " in again
+
+    run_fewshot(load_settings(FewshotSettings, earlier, [f"out={run}"]))
+    after = report([run], tmp_path / "again")
+    assert "Missing cells" not in after.text
+    assert {json.loads(line)["seed"] for line in (run / "results.jsonl").read_text().splitlines()} == {
+        0,
+        1,
+        5,
+    }
+
+
+def test_what_two_commands_asked_for_is_listed_once_and_run_once(tmp_path: Path) -> None:
+    rows = [row for row in whole_rows(CONFIG) if row["seed"] == 0]
+    run = write_run(tmp_path / "run", rows, CONFIG)
+    (run / "earlier").mkdir()
+    (run / "earlier" / "a.yaml").write_text(yaml.safe_dump({**CONFIG, "seeds": [1, 2]}), encoding="utf-8")
+    made = report([run], tmp_path / "out")
+    assert commands_of(made.text) == [
+        ["ppt", "fewshot", str(run / "config.yaml"), f"out={run}"],
+        ["ppt", "fewshot", str(run / "earlier" / "a.yaml"), f"out={run}"],
+    ]
+    assert any("20 of the cells" in warning for warning in made.warnings)  # seeds 1 and 2
+    found = missing_cells([read_run(run)], read_run(run).rows)
+    assert [(asking.config_name, {cell.seed for cell in cells}) for asking, cells in found] == [
+        ("config.yaml", {1}),
+        ("earlier/a.yaml", {2}),
+    ]
+
+
+def test_a_set_that_is_too_small_is_told_after_a_command_that_asked_for_less(tmp_path: Path) -> None:
+    config = {**CONFIG, "tasks": ["cb"], "shots": 256, "allow_fewer": True}
+    run = write_run(tmp_path / "run", whole_rows({**config, "shots": 218}), {**config, "shots": 32})
+    (run / "earlier").mkdir()
+    (run / "earlier" / "a.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    warnings = report([run], tmp_path / "out").warnings
+    assert any("cb has 218 examples to train on, 256 were asked for" in warning for warning in warnings)
+
+
+def test_tasks_that_an_earlier_command_had_no_data_of_are_still_known(
+    tmp_path: Path, small_run: Callable[..., FewshotSettings], task_files: dict[str, str]
+) -> None:
+    from finetune.fewshot import run_fewshot
+
+    gone = tmp_path / "gone.yaml"
+    gone.write_text(Path(task_files["mood"]).read_text(encoding="utf-8") + "name: gone\n", encoding="utf-8")
+    common: dict[str, Any] = {"methods": ["vanilla_pt"], "learning_rates": [0.3], "epochs": 1, "seeds": [0]}
+    both = [task_files["mood"], str(gone)]
+    run = run_fewshot(small_run(tasks=both, skip_missing=True, **common))
+    run_fewshot(small_run(tasks=both[:1], **common))
+    made = report([run], tmp_path / "out")
+    assert any("gone was left out" in warning for warning in made.warnings)
+    assert "Missing cells" not in made.text
