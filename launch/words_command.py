@@ -55,7 +55,8 @@ def words(
     found = find_label_words(make_settings(FewshotSettings, values, "ppt task words"), seed, n, pattern)  # type: ignore[arg-type]
     print_result(as_values(found), as_json, as_text(found))
     if out is not None:
-        n_new = write_wordings(Task.path_of(task), out, found.task.name, [best.words for best in found.best])
+        words_found = [best.words for best in found.best]
+        n_new = write_wordings(Task.path_of(task), out, found.task.name, words_found, data)
         say(
             f"{out}: {n_new} wordings that the file had not; `wording: dev` in a few-shot run chooses among them"
         )
