@@ -184,7 +184,7 @@ class Chooser:
         answer = self.flags.get(part, guess)
         if answer is None:
             raise UserError(otherwise)
-        _check(f"--{part}", answer, among if part in self.flags else (), check)
+        _check(f"--{part}", answer, among if part in self.flags and answer != guess else (), check)
         if part not in self.flags and question:
             self.guessed.append(f"--{part} {shlex.quote(answer)}")
         return answer

@@ -118,3 +118,10 @@ def test_answers_that_are_options_texts_say_nothing_about_counting(tmp_path: Pat
     _, task, chooser = made(tmp_path, rows)
     assert task.local.first_option == 0 and "first-option" not in " ".join(chooser.guessed)
     assert {row.label for row in load_task(task, None).train} == {0, 1}
+
+
+def test_a_guess_with_commas_in_labels_may_be_said_again(tmp_path: Path) -> None:
+    rows = rows_of([("world, news", "sports", "N/A")[i % 3] for i in range(60)])
+    _, task, chooser = made(tmp_path, rows)
+    assert "--labels 'sports,world, news'" in chooser.guessed
+    assert made(tmp_path, rows, labels="sports,world, news")[1] == task
