@@ -14,7 +14,8 @@ from typing import Any
 
 from corpora.common.errors import MachineError, UserError, nearest
 from corpora.common.hub import hub_reachable
-from corpora.lines import MAX_RECORD, PARSERS, Bad, Lines, Record
+from corpora.common.records import table_cells
+from corpora.lines import PARSERS, Bad, Lines, Record
 from corpora.sources import HUB, Damaged, Source, find_sources, open_source, reading
 
 PLACES_KEPT = 5  # places remembered for each reason; the count goes on
@@ -141,12 +142,10 @@ def _read_lines(source: Source, text_field: str) -> Iterator[Record]:
 
 
 def _read_csv(source: Source, text_field: str) -> Iterator[Record]:
-    csv.field_size_limit(MAX_RECORD)  # documents are longer than the default of 128 KiB
-    delimiter = "\t" if ".tsv" in source.name.lower() else ","
     with io.TextIOWrapper(
         open_source(source), encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as text:
-        rows = csv.reader(text, delimiter=delimiter)
+        rows = table_cells(source.name, text)
         try:
             header = next(rows, [])
         except csv.Error as error:

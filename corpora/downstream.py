@@ -59,7 +59,7 @@ def _rows(source: Source) -> Iterator[tuple[int, Any]]:
         return
     with open_source(source) as file:
         if source.reader == "csv":
-            yield from csv_rows(source.name, file, "\t" if ".tsv" in source.name.lower() else ",")
+            yield from csv_rows(source.name, file)
         elif source.reader == "parquet":
             yield from _parquet_rows(source, file)
         elif source.reader == "txt":

@@ -37,11 +37,8 @@ def read_reviews(path: str | Path, words: Sequence[str]) -> list[Review]:
     labels = {str(index): index for index in range(len(words))} | {w: i for i, w in enumerate(words)}
     found = []
     with reading(source), open_source(source) as file:
-        if source.reader == "jsonl":
-            rows = json_lines(source.name, file)
-        else:
-            rows = csv_rows(source.name, file, "\t" if ".tsv" in source.name.lower() else ",")
-        for line, row in rows:
+        read = json_lines if source.reader == "jsonl" else csv_rows
+        for line, row in read(source.name, file):
             for field in ("text", "label"):
                 if field not in row:
                     raise UserError(f'{at(source.name, line)}: no field "{field}"')

@@ -266,10 +266,9 @@ def records(paths: Iterable[Path], refuse: Refuse = stop) -> Iterator[Place]:
     for path in paths:
         opener: Any = gzip.open if path.suffix == ".gz" else open
         read: Any = json_lines if ".jsonl" in path.suffixes else csv_rows
-        more = {"delimiter": "\t"} if ".tsv" in path.suffixes else {}
         try:
             with opener(path, "rb") as file:
-                for line, record in read(path, file, **more):
+                for line, record in read(path, file):
                     yield path, line, record
         except (gzip.BadGzipFile, EOFError, zlib.error):
             refuse(UserError(f"{path}: damaged gzip file"))

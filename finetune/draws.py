@@ -64,7 +64,7 @@ def draw_for(task: Task, labels: Sequence[int], asked: Asked, shots: int, seed: 
 
 def too_few(
     labels: Sequence[int], shots: int, dev_shots: int, per_label: bool = False, names: Sequence[str] = ()
-) -> list[str]:
+) -> str:
     """What a pool has too few rows for.
 
     Args:
@@ -75,7 +75,8 @@ def too_few(
         names: of the labels, those included that no row has; empty: the labels that rows have, by number.
 
     Returns:
-        A line each: how many there are, how many are asked for, what to change.
+        How many there are (of the rarest label, and how many labels are too rare), how many are asked for, what to
+        change; empty: there are enough.
     """
     pool = np.asarray(labels, dtype=np.int64)
     need = shots + dev_shots
@@ -89,12 +90,15 @@ def too_few(
     if per_label and found:
         most = min(found.values()) // 2  # as many to train as to choose by
         keys = f"shots_per_label: {most}" if most else "shots_per_label; and add rows"
-    return [
-        f"{n} rows to draw from{which}, {need} asked for ({shots} to train, {dev_shots} to choose by); "
+    short = {which: n for which, n in found.items() if n < need}
+    if not short:
+        return ""
+    which, n = min(short.items(), key=lambda item: item[1])
+    others = f" (and too few of {len(short) - 1} other labels)" if short.keys() - {which} else ""
+    return (
+        f"{n} rows to draw from{which}{others}, {need} asked for ({shots} to train, {dev_shots} to choose by); "
         f"ask for fewer ({keys}) or set allow_fewer: true"
-        for which, n in found.items()
-        if n < need
-    ]
+    )
 
 
 def draw(
@@ -129,9 +133,8 @@ def draw(
     pool = np.asarray(labels, dtype=np.int64)
     rng = generator(seed, "draw", task)
     order = rng.permutation(len(pool))
-    lacking = [] if allow_fewer else too_few(labels, shots, dev_shots, per_label)
-    if lacking:
-        raise UserError(f"task {task}: {lacking[0]}")
+    if not allow_fewer and (lacking := too_few(labels, shots, dev_shots, per_label)):
+        raise UserError(f"task {task}: {lacking}")
     if per_label:
         train, dev = [], []
         for label in np.unique(pool):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from corpora.common.errors import UserError
 from finetune.methods import rows_for
-from finetune.present import check_task_names, present_tasks
+from finetune.present import present_tasks
 from finetune.results import KnownRows, ResultRow, cell_name, choice_name
 from finetune.wordings import variants
 from finetune.workshop import Cell, Workshop
@@ -50,7 +50,6 @@ def plan(workshop: Workshop) -> list[Choice]:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"two task files have the name {sorted(twice)[0]}; give each a name of its own")
-    check_task_names(workshop, settings.of_task)
     choices = []
     for name in present:
         task = workshop.task(name)

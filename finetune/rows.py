@@ -58,6 +58,11 @@ class LabelledRow:
 Rows = list[LabelledRow]
 
 
+def label_text(value: Any) -> str | None:
+    """A label as a file has it, without white space around it; None for JSON's null, which no text is."""
+    return None if value is None else str(value).strip()
+
+
 def labelled(
     task: Task,
     source: Source,
@@ -77,10 +82,10 @@ def labelled(
         refuse: called with the fault of a row, which is left out then.
     """
     names = task.field_names()
-    unlabelled = {str(value) for value in source.unlabelled}
+    unlabelled = {label_text(value) for value in source.unlabelled}
     for path, line, record in rows:
         try:
-            if str(_value(record, source.label, "label", source, at(path, line))) in unlabelled:
+            if label_text(_value(record, source.label, "label", source, at(path, line))) in unlabelled:
                 counts["unlabelled"] += 1
                 continue
             row = _row(task, source, record, numbering, names, at(path, line))
@@ -174,6 +179,8 @@ def _options(task: Task, source: Source, record: Mapping[str, Any], place: str) 
 def _own_label(value: Any, options: tuple[str, ...], first: int) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value - first if 0 <= value - first < len(options) else None
+    if value is None:  # JSON's null, not an option that is called None
+        return None
     text = str(value).strip()
     if options.count(text) == 1:
         return options.index(text)

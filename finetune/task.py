@@ -36,7 +36,7 @@ class Source(Settings):
     options: str | tuple[str, ...] = "options"
     label: str = "label"
     labels: tuple[str, ...] = ()
-    unlabelled: tuple[str | int, ...] = ()
+    unlabelled: tuple[str | int | None, ...] = ()
     first_option: Literal[0, 1] = 0  # the number that stands for a row's first option
 
 
@@ -238,6 +238,10 @@ class Task(Settings):
         task._folder = self._folder
         return task
 
+    def wording_names(self) -> tuple[str, ...]:
+        """Names of its wordings, the file's own keys first."""
+        return (FIRST, *(wording.name for wording in self.wordings))
+
     def worded(self, name: str) -> Task:
         """The task under one of its wordings; `first` is what its own keys say. Data and labels stay the same.
 
@@ -249,8 +253,7 @@ class Task(Settings):
         for wording in self.wordings:
             if wording.name == name:
                 return self._reworded(wording)
-        known = (FIRST, *(wording.name for wording in self.wordings))
-        raise UserError(f'task {self.name} has no wording "{name}"{nearest(name, known)}')
+        raise UserError(f'task {self.name} has no wording "{name}"{nearest(name, self.wording_names())}')
 
     @classmethod
     def load(cls, name: str | Path) -> Task:
@@ -347,6 +350,8 @@ class Task(Settings):
         Returns:
             The label's index, or None where the value means none.
         """
+        if value is None:  # JSON's null, not a label that is called None
+            return None
         text = str(value).strip()
         if isinstance(value, bool):
             text = text.lower()

@@ -17,10 +17,10 @@ from finetune.methods import METHODS, rows_for
 from finetune.present import present_tasks
 from finetune.rows import LabelledRow, RowFault
 from finetune.task import PatternKind, Task
-from finetune.task_problems import Problem, shown_text
-from finetune.task_tokens import rendered_examples, text_problems, word_problems
+from finetune.task_problems import Problem, likewise, plural, shown_text
+from finetune.task_tokens import rendered_examples, vocabulary_problems
 
-if TYPE_CHECKING:  # it brings torch, which a check without settings does without
+if TYPE_CHECKING:  # as below
     from finetune.workshop import Workshop
 
 PROTOCOL = Asked()  # what a run asks that says nothing about it
@@ -68,7 +68,7 @@ class Checked:
         if not self.problems:
             lines.append("nothing is wrong")
         else:
-            lines.append(f"{_plural(len(self.errors), 'error')}, {_plural(warnings, 'warning')}")
+            lines.append(f"{plural(len(self.errors), 'error')}, {plural(warnings, 'warning')}")
         return "\n".join(lines)
 
 
@@ -120,14 +120,10 @@ def check_task(
         checked.labels = _counts(task, rows)
         found += data_problems(task, rows, asked)
     if vocabulary is not None:
-        words = list(word_problems(task, vocabulary))
-        found += words
+        wordings = {name: tuple(task.worded(name).patterns()) for name in task.wording_names()}
+        found += vocabulary_problems(task, wordings, rows, vocabulary, asked.prompt_len)
         if rows is not None:
-            found += text_problems(
-                task, rows, vocabulary, tuple(task.patterns()), asked.prompt_len, not words
-            )
-            if not words:
-                checked.examples = rendered_examples(task, rows, vocabulary, asked.prompt_len, examples)
+            checked.examples = rendered_examples(task, rows, vocabulary, asked.prompt_len, examples)
     found.sort(key=lambda problem: problem.level)  # errors first
     return checked
 
@@ -138,25 +134,30 @@ def check_run(workshop: Workshop) -> None:
     Raises:
         UserError: the first error, and how many more there are; or a method needs a pattern that a file lacks.
     """
+    from finetune.wordings import used_wordings  # it brings torch, which `ppt task check` does without
+
     settings = workshop.settings
     for name in present_tasks(workshop):
         task = workshop.task(name)
-        rows = rows_for(task, settings.methods)
-        vocabularies = [workshop.tokenizer(which) for which in sorted({row.spec.backbone for row in rows})]
-        kinds = sorted({row.pattern for row in rows})
-        _refuse_or_warn(task, workshop.data(name), settings.asked, vocabularies, kinds)
+        rows = workshop.data(name)
+        found = list(data_problems(task, rows, settings.asked))
+        vocabularies = {}
+        used: dict[str, dict[str, list[PatternKind]]] = {}  # tokenizer -> wording -> patterns
+        for row in rows_for(task, settings.methods):
+            tokenizer = workshop.tokenizer(row.spec.backbone)
+            vocabularies[tokenizer.fingerprint] = tokenizer
+            for wording in used_wordings(task, row, settings.wordings):
+                used.setdefault(tokenizer.fingerprint, {}).setdefault(wording, []).append(row.pattern)
+        for fingerprint, wordings in used.items():
+            vocabulary = vocabularies[fingerprint]
+            found += vocabulary_problems(task, wordings, rows, vocabulary, settings.prompt_len)
+        _refuse_or_warn(task, found)
 
 
-def _refuse_or_warn(
-    task: Task, rows: TaskData, asked: Asked, vocabularies: Sequence[Tokenizer], kinds: Sequence[PatternKind]
-) -> None:
-    found = list(data_problems(task, rows, asked))
-    for vocabulary in {one.fingerprint: one for one in vocabularies}.values():
-        words = list(word_problems(task, vocabulary))
-        found += words + list(text_problems(task, rows, vocabulary, kinds, asked.prompt_len, not words))
+def _refuse_or_warn(task: Task, found: Sequence[Problem]) -> None:
     errors = [problem.text for problem in found if problem.level == "error"]
     if errors:
-        more = f" (and {_plural(len(errors) - 1, 'more error')}: see ppt task check)" if errors[1:] else ""
+        more = f" (and {plural(len(errors) - 1, 'more error')}: see ppt task check)" if errors[1:] else ""
         raise UserError(f"task {task.name}: {errors[0]}{more}", errors[1:])
     for problem in found:
         say(f"{task.name}: warning: {problem.text}")
@@ -194,8 +195,7 @@ def _faults(faults: Sequence[UserError]) -> Iterator[Problem]:
         groups.setdefault(same, []).append(fault)
     for group in groups.values():
         kind = group[0].kind if isinstance(group[0], RowFault) else "data"
-        more = f"; {_plural(len(group) - 1, 'more row')} likewise" if group[1:] else ""
-        yield Problem("error", kind, f"{group[0]}{more}")
+        yield Problem("error", kind, f"{group[0]}{likewise(len(group) - 1, 'more row')}")
 
 
 def _left_out(rows: TaskData) -> Iterator[Problem]:
@@ -205,14 +205,14 @@ def _left_out(rows: TaskData) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "unlabelled",
-            f"{_plural(counts['unlabelled'], 'row')} without a label {_are(counts['unlabelled'])} left out "
+            f"{plural(counts['unlabelled'], 'row')} without a label {_are(counts['unlabelled'])} left out "
             "(unlabelled); label them to use them",
         )
     if n := counts["also_in_test"]:
         yield Problem(
             "warning",
             "also_in_test",
-            f"{_plural(n, 'training row')} also {'stands' if n == 1 else 'stand'} in the test set and {_are(n)} not drawn from, "
+            f"{plural(n, 'training row')} also {'stands' if n == 1 else 'stand'} in the test set and {_are(n)} not drawn from, "
             f"first {shown_text(rows.first['also_in_test'])}; take them out of one of the files",
         )
     if n := counts["duplicates"]:
@@ -222,7 +222,7 @@ def _left_out(rows: TaskData) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "duplicates",
-            f"{_plural(n, 'training row')} {'repeats' if n == 1 else 'repeat'} the text of an earlier one{unlike} and "
+            f"{plural(n, 'training row')} {'repeats' if n == 1 else 'repeat'} the text of an earlier one{unlike} and "
             f"{_are(n)} not drawn from, first {shown_text(first)}; take them out of the file"
             + (" and see which label is right" if other else ""),
         )
@@ -236,7 +236,7 @@ def _empty(rows: TaskData) -> Iterator[Problem]:
         yield Problem(
             "warning",
             "empty_text",
-            f'{_plural(n, "row")} {"has" if n == 1 else "have"} an empty "{name}"; take them out, or read another column (local: fields)',
+            f'{plural(n, "row")} {"has" if n == 1 else "have"} an empty "{name}"; take them out, or read another column (local: fields)',
         )
 
 
@@ -290,14 +290,9 @@ def _draws(task: Task, rows: TaskData, asked: Asked) -> Iterator[Problem]:
     if not labels:
         return
     names = task.labels or LETTERS[: max(labels) + 1]
-    short = {
-        line
-        for shots in asked.shots
-        for line in too_few(labels, *asked.counts(task, shots), task.many_labels, names)
-    }
+    short = too_few(labels, *asked.counts(task, max(asked.shots)), task.many_labels, names)
     if short and not asked.allow_fewer:
-        for line in sorted(short):
-            yield Problem("error", "too_few", line)
+        yield Problem("error", "too_few", short)
         return
     missing: dict[tuple[str, int], list[int]] = {}
     for seed in asked.seeds:
@@ -332,10 +327,6 @@ def _counts(task: Task, rows: TaskData) -> dict[str, tuple[int, int]]:
     names = task.labels or LETTERS[: max((row.label for row in both), default=-1) + 1]
     train, test = (Counter(row.label for row in part) for part in (rows.train, rows.test))
     return {name: (train[label], test[label]) for label, name in enumerate(names)}
-
-
-def _plural(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _are(n: int) -> str:

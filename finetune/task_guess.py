@@ -3,80 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
 
 from corpora.common.errors import UserError, nearest
-from corpora.formats import CHOICES, FORMATS, MAX_OPTIONS
+from corpora.formats import CHOICES, FORMATS
 from corpora.segment import detect_language, has_spaces
-from corpora.tokenizer import LETTERS
+from finetune.rows import label_text
 from finetune.task import MANY_LABELS
-from finetune.task_look import MISSING, NOT_TEXT, Column, Table, option_columns
-from finetune.task_words import in_order, words_for
+from finetune.task_draft import Choose, Draft, split
+from finetune.task_labels import fixed_labels, label_column, options_of, own_options
+from finetune.task_look import MISSING, NOT_TEXT, Column, Table
+from finetune.task_words import words_for
 
-LABEL_NAMES = (
-    "label", "labels", "gold_label", "target", "class", "category", "answer", "answerkey", "correct", "gold", "topic",
-    "intent", "sentiment", "stars", "rating", "score", "polarity", "y", "标签", "类别", "分类", "答案", "label_text",
-)  # fmt: skip
-OPTION_NAMES = ("options", "choices", "choice", "candidates", "endings", "answers", "选项")
 QUESTIONS = ("question", "query", "q", "问题", "问")  # behind the passage that they ask of
 TITLES = ("title", "subject", "headline", "summary", "标题")  # with the body behind it one text, no pair
 LONGER = 2  # times as long as the others: the field that is cut first
-UNEVEN = 3  # times as many rows of the commonest label as of the rarest: macro F1 is reported too
-
-
-class Choose(Protocol):
-    """Settles one part of a task: what a flag says, else what a person answers, else the guess."""
-
-    def __call__(
-        self,
-        part: str,
-        question: str,
-        guess: str | None,
-        among: Sequence[str] = (),
-        otherwise: str = "",
-        check: Callable[[str], object] | None = None,
-    ) -> str:
-        """Settle a part.
-
-        Args:
-            part: the flag's name.
-            question: for a person; empty: nobody is asked.
-            guess: what is taken where nobody says otherwise; None: there is none.
-            among: valid answers (a comma separates several); empty: any text.
-            otherwise: the error where there is neither flag nor person nor guess.
-            check: raises a UserError at an answer that does not fit; a person is asked again.
-
-        Raises:
-            UserError: see `otherwise` and `check`; or a flag names nothing of `among`.
-        """
-        ...
-
-
-@dataclass
-class Draft:
-    """A task that is to be written."""
-
-    format: str = ""
-    language: str = "en"
-    label: str = ""  # column
-    labels: tuple[str, ...] = ()  # as the data names them
-    words: tuple[str, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)  # training rows of each label
-    numbering: tuple[str, ...] = ()  # what label numbers mean
-    unlabelled: tuple[str, ...] = ()
-    fields: dict[str, str] = field(default_factory=dict)  # pattern field -> column
-    options: str | tuple[str, ...] = ""  # column of lists, or one column each
-    max_options: int = 0
-    first_option: Literal[0, 1] = 0
-    shorten: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()  # columns that the task does not read
-
-    @property
-    def uneven(self) -> bool:
-        """Whether labels have very different numbers of rows."""
-        return bool(self.counts) and max(self.counts.values()) >= UNEVEN * min(self.counts.values())
 
 
 def guess_task(table: Table, names: Sequence[str], choose: Choose) -> Draft:
@@ -95,16 +36,15 @@ def guess_task(table: Table, names: Sequence[str], choose: Choose) -> Draft:
     """
     draft = Draft()
     columns = table.columns
-    options = _options(columns, choose)
+    options = options_of(columns, choose)
     option_names = (options,) if isinstance(options, str) else options
     others = {name: column for name, column in columns.items() if name not in option_names}
-    draft.label = _label_column(others, bool(options), choose)
+    draft.label = label_column(others, bool(options), choose)
     label = columns[draft.label]
-    draft.unlabelled = tuple(value for value in label.counts if value in MISSING)
     if options:
-        _own_options(draft, table, options)
+        own_options(draft, table, options, choose)
     else:
-        _fixed_labels(draft, label, names, choose)
+        fixed_labels(draft, label, names, choose)
     texts = {name: column for name, column in others.items() if name != draft.label}
     draft.format = _format(draft, texts, choose)
     draft.language = choose("language", "Language (en or zh)", _language(texts), ("en", "zh"))
@@ -115,119 +55,6 @@ def guess_task(table: Table, names: Sequence[str], choose: Choose) -> Draft:
         otherwise = _no_words(draft, examples)
         draft.words = _words(draft, guess, otherwise, choose)
     return draft
-
-
-def _options(columns: Mapping[str, Column], choose: Choose) -> str | tuple[str, ...]:
-    lists = [name for name, column in columns.items() if column.is_list]
-    lists.sort(key=lambda name: name.lower() not in OPTION_NAMES)
-    guess: tuple[str, ...] = ()
-    if lists:
-        guess = (lists[0],)
-    else:
-        for group in option_columns(list(columns)):
-            bare = all(len(name.strip()) == 1 for name in group)
-            if not bare or len(group) > 2 or _answers_with_letters(columns):
-                guess = max(guess, group, key=len)
-    answer = choose("options", "Columns with a row's own options (none: fixed labels)" if guess else "", ",".join(guess) or "none",
-                    ("none", *columns))  # fmt: skip
-    found = split(answer)
-    if found == ["none"]:
-        return ""
-    return found[0] if len(found) == 1 else tuple(found)
-
-
-def _answers_with_letters(columns: Mapping[str, Column]) -> bool:
-    return any(
-        set(column.counts) <= set(LETTERS) for column in columns.values() if column.name not in LETTERS
-    )
-
-
-def _label_column(columns: Mapping[str, Column], has_options: bool, choose: Choose) -> str:
-    def rank(name: str) -> tuple[bool, int, float]:
-        lower = name.strip().lower()
-        place = LABEL_NAMES.index(lower) if lower in LABEL_NAMES else len(LABEL_NAMES)
-        sure = columns[name].is_labels and not columns[name].is_text
-        return not sure, place, columns[name].length
-
-    named = [name for name in columns if name.strip().lower() in LABEL_NAMES and columns[name].is_scalar]
-    fit = [name for name, column in columns.items() if column.is_labels]
-    found = sorted({*named, *fit}, key=rank)
-    if not found and has_options:
-        found = sorted((n for n in columns if columns[n].is_scalar and not NOT_TEXT.match(n)),
-                       key=lambda n: columns[n].length)  # fmt: skip
-    guess = found[0] if found else None
-    if guess is not None and not has_options:
-        guess = next((name for name in fit if _names(columns[name], columns[guess])), guess)
-    return choose(
-        "label",
-        "Column of the label",
-        guess,
-        tuple(columns),
-        f"no column looks like a label among {', '.join(columns)}; name it with --label COLUMN",
-    )
-
-
-def _names(words: Column, codes: Column) -> bool:
-    """Whether one column has the names of the labels that another has as numbers or codes."""
-    pairs = set(zip(map(str, words.values), map(str, codes.values), strict=False))
-    return (
-        len(words.values) == len(codes.values)
-        and len(pairs) == len(words.counts) == len(codes.counts)
-        and words_for(list(codes.counts)) is None
-        and words_for(list(words.counts)) is not None
-    )
-
-
-def _own_options(draft: Draft, table: Table, options: str | tuple[str, ...]) -> None:
-    """Options and what numbers them."""
-    draft.options = options
-    counts = []
-    for row in table.rows:
-        value = row.get(options) if isinstance(options, str) else [row.get(name) for name in options]
-        counts.append(sum(bool(str(one or "").strip()) for one in value) if isinstance(value, list) else 0)
-    draft.max_options = max(counts)
-    if not 2 <= draft.max_options <= MAX_OPTIONS:
-        raise UserError(
-            f"rows have up to {draft.max_options} options in {options}; expected 2 to {MAX_OPTIONS} (name their columns with "
-            "--options COLUMN, or one column for each option)"
-        )
-    numbers = {value for value in table.columns[draft.label].counts if value not in draft.unlabelled}
-    if all(number.isdigit() for number in numbers) and "0" not in numbers:
-        draft.first_option = 1 if str(draft.max_options) in numbers else 0
-
-
-def _fixed_labels(draft: Draft, label: Column, names: Sequence[str], choose: Choose) -> None:
-    """Labels as the data names them, in the order of their words."""
-    found = [value for value in label.counts if value not in draft.unlabelled]
-    numbers = all(value.isdigit() for value in found)
-    if names and numbers and all(int(value) < len(names) for value in found):
-        draft.numbering = tuple(names)
-        count = {names[int(value)]: label.counts[value] for value in found}
-        found = list(names)
-    else:
-        if all(isinstance(value, bool) for value in label.values):
-            found = [value.lower() for value in found]
-        count = {value: label.counts[value] or label.counts[value.title()] for value in found}
-    guess = in_order(found)
-    answer = choose("labels", "", ",".join(guess), guess)
-    draft.labels = tuple(split(answer)) if answer != ",".join(guess) else tuple(guess)
-    lacking = [value for value in guess if value not in draft.labels]
-    if lacking:
-        raise UserError(
-            f'--labels lacks "{lacking[0]}", which rows of the column {label.name} have; name every label once'
-        )
-    draft.counts = {value: count.get(value, 0) for value in draft.labels}
-    if len(draft.labels) > MAX_OPTIONS:
-        raise UserError(
-            f"column {label.name} has {len(draft.labels)} labels ({', '.join(draft.labels[:5])}, ...); a task has at most "
-            f"{MAX_OPTIONS}: put some together, or name another column with --label"
-        )
-    if len(draft.labels) < 2:
-        raise UserError(
-            f'column {label.name} has one label only ("{draft.labels[0]}"); name another with --label'
-            if draft.labels
-            else f"column {label.name} has no label in it; name another with --label"
-        )
 
 
 def _format(draft: Draft, texts: Mapping[str, Column], choose: Choose) -> str:
@@ -307,7 +134,14 @@ def _fields(draft: Draft, texts: Mapping[str, Column], choose: Choose) -> None:
     lengths = sorted(((texts[column].length, name) for name, column in draft.fields.items()), reverse=True)
     if len(lengths) > 1 and lengths[0][0] >= LONGER * lengths[1][0]:
         draft.shorten = (lengths[0][1],)
+    draft.asking = tuple(name for name, column in draft.fields.items() if _asks(texts[column]))
     draft.left_out = tuple(name for name in texts if name not in columns)
+
+
+def _asks(column: Column) -> bool:
+    """Whether its texts end with a question mark, but for fewer than half of them."""
+    asking = sum(str(value).rstrip().endswith(("?", "？")) for value in column.values)
+    return 2 * asking > len(column.values)
 
 
 def _language(texts: Mapping[str, Column]) -> str:
@@ -355,7 +189,9 @@ def _examples(draft: Draft, table: Table) -> dict[str, str]:
     found: dict[str, str] = {}
     column = next(iter(draft.fields.values()))
     for row in table.rows:
-        value = str(row.get(draft.label, "")).strip()
+        value = label_text(row.get(draft.label, ""))
+        if value is None:
+            continue
         if draft.numbering and value.isdigit():
             value = draft.numbering[int(value)]
         found.setdefault(value, " ".join(str(row.get(column, "")).split())[:50])
@@ -367,13 +203,15 @@ def _no_words(draft: Draft, examples: Mapping[str, str]) -> str:
     seen = "; ".join(
         f'{label} ({draft.counts[label]} rows, as "{examples.get(label, "")}")' for label in draft.labels[:6]
     )
+    doubtful = [label for label in draft.labels if label in MISSING]
+    others = ",".join(label for label in draft.labels if label not in MISSING)
+    hint = (
+        f'; where "{doubtful[0]}" says that a row has no label: --labels {others}'
+        if doubtful and "," in others
+        else ""
+    )
     shape = ",".join(f"{label}=WORD" for label in draft.labels[:3]) + (",..." if draft.labels[3:] else "")
     return (
         f"the labels are numbers or codes, so the words that stand for them have to be said: --words {shape} "
-        f"(what the rows are: {seen})"
+        f"(what the rows are: {seen}){hint}"
     )
-
-
-def split(answer: str) -> list[str]:
-    """Parts of a comma-separated answer."""
-    return [part.strip() for part in answer.split(",") if part.strip()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from corpora.common.errors import UserError
 from finetune.datasets import ENDINGS, TEST_NAMES, records
+from finetune.rows import label_text
 
 TEST = re.compile(r"(?:^|[^a-z])(test|validation|valid|val|dev|eval)(?:[^a-z]|$)", re.I)
 TRAIN = re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)", re.I)
@@ -22,7 +23,15 @@ NOT_TEXT = re.compile(
 )
 FEW = 16  # different values that a label may have: a choice has letters A to P
 LONG = 100  # characters: no name of a column is longer
-MISSING = ("", "-", "-1", "None", "null", "NaN", "nan", "N/A")  # values that say that a row has no label
+MISSING = (
+    "-",
+    "-1",
+    "None",
+    "null",
+    "NaN",
+    "nan",
+    "N/A",
+)  # what a row without a label may have there, and what a label may be called
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ class Column:
 
     @cached_property
     def counts(self) -> Counter[str]:
-        """How often each value occurs, as text."""
-        return Counter(str(value).strip() for value in self.values)
+        """How often each value occurs, as text; JSON's null is none."""
+        return Counter(text for value in self.values if (text := label_text(value)) is not None)
 
     @property
     def is_list(self) -> bool:
@@ -78,8 +87,26 @@ class Column:
         """Whether it may be a label: few different values, each of several rows where there are many rows."""
         if not self.is_scalar or len(self.counts) < 2 or NOT_TEXT.match(self.name):
             return False
-        labels = [value for value in self.counts if value not in MISSING]
+        labels = {value for value in self.counts if value} - set(no_labels(self.counts))
         return 2 <= len(labels) <= max(2, min(3 * FEW, len(self.values) // 2))
+
+
+def no_labels(values: Collection[str], named: int = 0) -> list[str]:
+    """Those of a label's values that say that a row has none, as far as the others tell.
+
+    `-1` does beside 0, 1 and 2 (so sets of the Hugging Face hub have it), not on a scale such as -1, 0, 1; `-` does not
+    beside `+`; `None` is a class of its own more often. Nothing does where fewer than two labels would be left.
+
+    Args:
+        values: different values, as text.
+        named: how many numbers, from 0 on, are known to be labels.
+    """
+    labels = {value for value in values if value}
+    others = labels - set(MISSING)
+    counted = (named or len(others) > 2) and others <= {str(number) for number in range(named or len(others))}
+    classes = {"None", "-" if "+" in others else "", "" if counted else "-1"}
+    found = [value for value in values if value in MISSING and value not in classes]
+    return found if len(labels) - len(found) >= 2 else []
 
 
 def _wordy(value: str) -> bool:

@@ -13,8 +13,10 @@ import yaml
 from corpora.common.errors import UserError
 from corpora.common.files import read_json, write_text_atomic
 from corpora.common.rng import generator
+from finetune.rows import label_text
 from finetune.task import Task
-from finetune.task_guess import Choose, Draft, guess_task
+from finetune.task_draft import Choose, Draft
+from finetune.task_guess import guess_task
 from finetune.task_look import Table, find_files, read_table
 
 ANSWER = {"en": "The correct one is <X>", "zh": "正确的一项是 <X>"}
@@ -59,18 +61,19 @@ def new_task(
         What was written.
 
     Raises:
-        UserError: the files cannot be read or made sense of, there is no test set, or `out` exists.
+        UserError: the files cannot be read or made sense of, there is no test set, or what is to be written exists or is one of them.
     """
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{out}: expected a name that ends in .yaml")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} already exists; choose another name, or say --overwrite")
     name = name or out.stem
     train, tests = find_files(data, test)
+    parts: list[Path] = []
     if not tests:
         split = _share(choose, split, train)
+        parts = [out.parent / name / f"{part}.jsonl" for part in ("train", "test")]
     elif split is not None:
         raise UserError(f"--split is for data without a test set; {tests[0]} is one: leave --split out")
+    _check_targets([out, *parts], [*train, *tests], overwrite)
     table = read_table(train)
     draft = guess_task(table, _label_names(train), choose)
     if tests:
@@ -79,16 +82,24 @@ def new_task(
     else:
         assert split is not None  # `_share` said so
         origin = f"{', '.join(path.name for path in train)}, {split:g} of the rows held out as a test set"
-        folder = out.parent / name
-        parts = split_rows(table, draft, split, name)
-        train, tests = [folder / "train.jsonl"], [folder / "test.jsonl"]
-        for path, rows in zip((*train, *tests), parts, strict=True):
-            if path.exists() and not overwrite:
-                raise UserError(f"{path} already exists; choose another name, or say --overwrite")
+        train, tests = parts[:1], parts[1:]
+        halves = split_rows(table, draft, split, name)
+        for path, rows in zip(parts, halves, strict=True):
             write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_text_atomic(out, task_text(draft, name, out.parent, train, tests, origin))
     Task.load(out)  # what is written is a task file
     return draft
+
+
+def _check_targets(targets: Sequence[Path], sources: Sequence[Path], overwrite: bool) -> None:
+    """Refuse to write over what is there, and over the data themselves in any case."""
+    for path in filter(Path.exists, targets):
+        if any(path.samefile(source) for source in sources):
+            raise UserError(
+                f"{path} would be written over, and the task is made from it; choose another --out or --name"
+            )
+        if not overwrite:
+            raise UserError(f"{path} already exists; choose another --out or --name, or say --overwrite")
 
 
 def _share(choose: Choose, split: float | None, train: Sequence[Path]) -> float:
@@ -146,9 +157,9 @@ def split_rows(
     by_label: dict[str, list[int]] = {}
     first: dict[tuple[str, ...], int] = {}
     for number, (row, text) in enumerate(zip(table.rows, texts, strict=True)):
-        label = str(row.get(draft.label, "")).strip()
+        label = label_text(row.get(draft.label, ""))
         if first.setdefault(text, number) == number and label not in draft.unlabelled:
-            by_label.setdefault("" if draft.options else label, []).append(number)
+            by_label.setdefault("" if draft.options or label is None else label, []).append(number)
     held: set[tuple[str, ...]] = set()
     for label, numbers in sorted(by_label.items()):
         n = max(1, round(share * len(numbers)))
@@ -160,7 +171,14 @@ def split_rows(
 
 
 def patterns_of(draft: Draft) -> dict[str, str]:
-    """The plain, hard and unified pattern of a draft; where two are the same, one of them."""
+    """The plain, hard and unified pattern of a draft; where two are the same, one of them. No question mark is doubled."""
+    found = _patterns(draft)
+    for name in draft.asking:
+        found = {kind: text.replace(f"{{{name}}} ?", f"{{{name}}}") for kind, text in found.items()}
+    return found
+
+
+def _patterns(draft: Draft) -> dict[str, str]:
     names = list(draft.fields)
     braced = [f"{{{name}}}" for name in names]
     all_texts = " ".join(braced)

@@ -19,6 +19,16 @@ class Problem:
     text: str  # what there is, and what to change
 
 
+def plural(n: int, what: str) -> str:
+    """A count and what is counted."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def likewise(n: int, what: str) -> str:
+    """The end of a line that stands for `n` more like it; empty where there is none."""
+    return f"; {plural(n, what)} likewise" if n else ""
+
+
 def shown_text(row: LabelledRow) -> str:
     """The beginning of a row's first text, so that it can be found."""
     text = " ".join(next(iter(row.fields.values()), "").split())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,56 +15,93 @@ from corpora.tokenizer import Tokenizer
 from finetune.datasets import TaskData
 from finetune.inputs import EncodedRow, Renderer, encode_rows
 from finetune.rows import LabelledRow
-from finetune.task import PatternKind, Task
-from finetune.task_problems import Problem
+from finetune.task import FIRST, PatternKind, Task
+from finetune.task_problems import Problem, likewise
 
 LOOKED_AT = 1000  # rows of each set, spread over it
 EXAMPLE = 200  # characters of each text of a row that is shown
 UNKNOWN = 0.05  # share of a set's tokens
 
 
+def vocabulary_problems(
+    task: Task,
+    wordings: Mapping[str, Collection[PatternKind]],
+    rows: TaskData | None,
+    tokenizer: Tokenizer,
+    prompt_len: int,
+) -> Iterator[Problem]:
+    """What is wrong with a task under a vocabulary.
+
+    Args:
+        task: the task.
+        wordings: those of its wordings that are looked at, and under which patterns.
+        rows: its rows; a thousand of each set are looked at. None: none could be read.
+        tokenizer: the backbone's.
+        prompt_len: tokens that the prompt takes of the task's limit.
+    """
+    spelt: dict[tuple[str, ...], bool] = {}
+    rendered: dict[tuple[str, str, tuple[str, ...]], tuple[str, Task, PatternKind]] = {}
+    for name, kinds in wordings.items():
+        worded = task.worded(name)
+        if worded.verbalizer not in spelt:
+            problems = list(word_problems(worded, tokenizer))
+            spelt[worded.verbalizer] = not problems
+            for problem in problems:
+                yield replace(problem, text=f"{problem.text}{_of(name)}")
+        for kind in kinds:
+            if spelt[worded.verbalizer]:
+                key = (kind, worded.pattern_text(kind), worded.verbalizer)
+                rendered.setdefault(key, (name, worded, kind))
+    looked_at = [*_spread(rows.train), *_spread(rows.test)] if rows else []
+    if encoded := encode_rows(tokenizer, looked_at):
+        yield from _unknown(encoded, tokenizer)
+        yield from _lengths(list(rendered.values()), encoded, tokenizer, prompt_len)
+
+
 def word_problems(task: Task, tokenizer: Tokenizer) -> Iterator[Problem]:
     """Label words that the vocabulary does not know, and pairs of them that have the same tokens."""
-    good = []
+    good, unknown = [], []
     for word in task.verbalizer:
         try:
             Verbalizer(tokenizer, [word])
             good.append(word)
         except UserError as error:
-            yield Problem("error", "unknown_word", str(error))
+            unknown.append((word, str(error)))
+    if len(unknown) == 1:
+        yield Problem("error", "unknown_word", unknown[0][1])
+    elif unknown:
+        words = ", ".join(f'"{word}"' for word, _ in unknown)
+        text = (
+            f"label words {words} are unknown to tokenizer {tokenizer.name}; choose words that it can spell"
+        )
+        yield Problem("error", "unknown_word", text)
+    same = []
     for pair in itertools.combinations(good, 2):
         try:
             Verbalizer(tokenizer, pair)
         except UserError as error:
-            yield Problem("error", "same_tokens", str(error))
+            same.append(str(error))
+    if same:
+        yield Problem("error", "same_tokens", f"{same[0]}{likewise(len(same) - 1, 'more pair')}")
 
 
-def text_problems(
-    task: Task,
-    rows: TaskData,
+def _lengths(
+    rendered: Sequence[tuple[str, Task, PatternKind]],
+    encoded: Sequence[EncodedRow],
     tokenizer: Tokenizer,
-    kinds: Sequence[PatternKind],
     prompt_len: int,
-    words_are_good: bool = True,
 ) -> Iterator[Problem]:
-    """Texts that the vocabulary does not know, and texts that are longer than the task's limit.
+    """Texts that are longer than the task's limit: under which pattern most are cut, and whether one leaves no room at all.
 
     Args:
-        task: the task.
-        rows: its rows; a thousand of each set are looked at.
+        rendered: (wording, task under it, pattern) of everything that is looked at.
+        encoded: rows.
         tokenizer: the backbone's.
-        kinds: the patterns to look at.
         prompt_len: tokens that the prompt takes of the limit.
-        words_are_good: whether the label words can be used; if not, lengths cannot be looked at.
     """
-    encoded = encode_rows(tokenizer, [*_spread(rows.train), *_spread(rows.test)])
-    if not encoded:
-        return
-    yield from _unknown(encoded, tokenizer)
-    if not words_are_good:
-        return
-    worst: tuple[int, PatternKind, Counter[str]] | None = None
-    for kind in kinds:
+    no_room: list[str] = []
+    worst: tuple[int, str, Task, PatternKind, Counter[str]] | None = None
+    for name, task, kind in rendered:
         try:
             renderer = Renderer(task, kind, tokenizer, prompt_len)
             cut = [
@@ -72,24 +110,32 @@ def text_problems(
                 if (names := {name for name, ids, n in renderer.kept(row) if n < len(ids)})
             ]
         except UserError as error:
-            text = str(error).removeprefix(f"task {task.name}: ")
-            yield Problem(
-                "error", "no_room", f"{text}; raise max_tokens, or make prompt_len or the pattern shorter"
-            )
+            no_room.append(str(error).removeprefix(f"task {task.name}: ") + _of(name))
             continue
         if cut and (worst is None or len(cut) > worst[0]):
-            worst = len(cut), kind, Counter(name for names in cut for name in names)
+            worst = len(cut), name, task, kind, Counter(field for names in cut for field in names)
+    if no_room:
+        yield Problem(
+            "error",
+            "no_room",
+            f"{no_room[0]}; raise max_tokens, or make prompt_len or the pattern shorter"
+            + likewise(len(no_room) - 1, "more pattern"),
+        )
     if worst is None:
         return
-    n, kind, by_field = worst
+    n, name, task, kind, by_field = worst
     shares = ", ".join(f"{name} in {_percent(count, len(encoded))}" for name, count in by_field.most_common())
     first = "" if task.shorten else ", or name in shorten what is to be cut first"
     yield Problem(
         "warning",
         "cut",
         f"{_percent(n, len(encoded))} of the rows are longer than {task.encoder_tokens(kind)} tokens ({prompt_len} of them the "
-        f"prompt's) under the {kind} pattern and lose text at the end: {shares}; raise max_tokens{first}",
+        f"prompt's) under the {kind} pattern{_of(name)} and lose text at the end: {shares}; raise max_tokens{first}",
     )
+
+
+def _of(wording: str) -> str:
+    return "" if wording == FIRST else f" (wording {wording})"
 
 
 def rendered_examples(task: Task, rows: TaskData, tokenizer: Tokenizer, prompt_len: int, n: int) -> list[str]:
@@ -103,7 +149,7 @@ def rendered_examples(task: Task, rows: TaskData, tokenizer: Tokenizer, prompt_l
         encoded = encode_rows(tokenizer, chosen)
         texts = [renderer.text(row, EXAMPLE) for row in encoded]
     except UserError:
-        return []  # said by `text_problems`
+        return []  # said by `vocabulary_problems`
     words = renderer.verbalizer.words
     return [
         f"example: {text}\n  answer: {words[row.label]}" for text, row in zip(texts, encoded, strict=True)

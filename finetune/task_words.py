@@ -56,7 +56,7 @@ def in_order(labels: Sequence[str]) -> list[str]:
     if scale is not None:
         places = [_plain(name) for name in scale]
         return sorted(labels, key=lambda label: places.index(_plain(label)))
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels):
+    if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", label) for label in labels):
         return sorted(labels, key=float)
     return sorted(labels)
 

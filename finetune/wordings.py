@@ -22,7 +22,7 @@ from finetune.calibrate import ItemSet, score_sets
 from finetune.draws import IntArray
 from finetune.methods import Row as MethodRow
 from finetune.settings import FewshotSettings
-from finetune.task import BY_DEV, FIRST, PatternKind, Task
+from finetune.task import BY_DEV, PatternKind, Task
 from pretrain.backbone import Backbone
 
 FILE = "wordings.jsonl"
@@ -55,15 +55,10 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda one: (-one.accuracy, one.loss if np.isfinite(one.loss) else np.inf))
 
 
-def names_of(task: Task) -> tuple[str, ...]:
-    """Names of a task's wordings, the file's own keys first."""
-    return (FIRST, *(wording.name for wording in task.wordings))
-
-
 def distinct(task: Task, kind: PatternKind) -> dict[str, Task]:
     """The wordings that differ under one kind of pattern, by name; of equal ones the first stands for all."""
     found: dict[tuple[str, tuple[str, ...]], tuple[str, Task]] = {}
-    for name in names_of(task):
+    for name in task.wording_names():
         worded = task.worded(name)
         found.setdefault((worded.pattern_text(kind), worded.verbalizer), (name, worded))
     return dict(found.values())
@@ -87,6 +82,17 @@ def variants(
         found.setdefault(BY_DEV if by_dev else (worded.pattern_text(row.pattern), worded.verbalizer), name)
     starts = inits if row.spec.init == "random" else inits[:1]
     return [(init, wording) for wording in found.values() for init in starts]
+
+
+def used_wordings(task: Task, row: MethodRow, wordings: Sequence[str]) -> tuple[str, ...]:
+    """The wordings that a method of a run uses: those that are asked for, and the candidates of dev's choice.
+
+    Raises:
+        UserError: the task's file has no such wording.
+    """
+    asked = [wording for _, wording in variants(task, row, ("",), wordings)]
+    by_dev = distinct(task, row.pattern) if BY_DEV in asked else {}
+    return tuple(dict.fromkeys((*(name for name in asked if name != BY_DEV), *by_dev)))
 
 
 def score_wordings(

@@ -49,8 +49,12 @@ def task_new(
         ),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="The labels as the data have them, in the order of --words.")
+        str | None,
+        typer.Option(
+            help="The labels as the data have them, in the order of --words; rows with -1, None or N/A have none where it is left out."
+        ),
     ] = None,
+    first_option: Annotated[str | None, typer.Option(help="Number of a row's first option: 0 or 1.")] = None,
     words: Annotated[
         str | None, typer.Option(help="What stands for the labels: word,word or label=word,label=word.")
     ] = None,
@@ -72,7 +76,8 @@ def task_new(
     from finetune.task_new import new_task
 
     flags = given(
-        format=format, label=label, fields=fields, options=options, labels=labels, words=words, language=language
+        format=format, label=label, fields=fields, options=options, labels=labels, words=words, language=language,
+        **{"first-option": first_option},
     )  # fmt: skip
     chooser = Chooser(flags, asking=on_terminal() and not yes)
     draft = new_task(data, out, chooser, test or (), split, name, overwrite)
@@ -80,6 +85,8 @@ def task_new(
         say(f"guessed: {' '.join(chooser.guessed)}")
     what = f"{len(draft.labels)} labels" if draft.labels else f"up to {draft.max_options} options a row"
     left = f"; not read: {', '.join(draft.left_out)}" if draft.left_out else ""
+    if draft.labels and (unlabelled := [f'"{value}"' for value in draft.unlabelled if value]):
+        left += f"; {', '.join(unlabelled)} taken for no label (--labels decides)"
     checked = check_task(out, None, tokenizer)
     hint = "" if tokenizer else " (label words and lengths are looked at with --tokenizer)"
     text = f"{out}: {draft.format}, {what} in {draft.label}, reads {', '.join(draft.fields.values())}{left}\n{checked.text}{hint}"
@@ -146,7 +153,7 @@ def on_terminal() -> bool:
 
 
 class Chooser:
-    """Settles parts of a task (`finetune.task_guess.Choose`).
+    """Settles parts of a task (`finetune.task_draft.Choose`).
 
     Args:
         flags: what the command line says, by part.
@@ -169,7 +176,7 @@ class Chooser:
         otherwise: str = "",
         check: Callable[[str], object] | None = None,
     ) -> str:
-        """See `finetune.task_guess.Choose`."""
+        """See `finetune.task_draft.Choose`."""
         if part not in self.flags and self.asking and question:
             if guess is None:
                 say(otherwise)
@@ -177,7 +184,7 @@ class Chooser:
         answer = self.flags.get(part, guess)
         if answer is None:
             raise UserError(otherwise)
-        _check(f"--{part}", answer, among if part in self.flags else (), check)
+        _check(f"--{part}", answer, among if part in self.flags and answer != guess else (), check)
         if part not in self.flags and question:
             self.guessed.append(f"--{part} {shlex.quote(answer)}")
         return answer
@@ -192,7 +199,7 @@ def _ask(
         try:
             answer = console().input(f"{shown}: ", markup=False).strip() or guess
             if answer:
-                _check("the answer", answer, among, check)
+                _check("the answer", answer, () if answer == guess else among, check)
                 return answer
         except EOFError as error:
             raise UserError("the input ended before the questions did; --yes takes all guesses") from error
@@ -201,7 +208,7 @@ def _ask(
 
 
 def _check(what: str, answer: str, among: Sequence[str], check: Callable[[str], object] | None) -> None:
-    from finetune.task_guess import split
+    from finetune.task_draft import split
 
     for one in split(answer) if among and answer not in among else ():
         if one not in among:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,21 +10,34 @@ import yaml
 
 from corpora.common.files import write_text_atomic
 from corpora.common.settings import read_yaml
+from finetune.datasets import find_folder
 from finetune.task import Task
 
 if TYPE_CHECKING:
     from finetune.word_search import Found
 
 
-def write_wordings(source: Path, out: Path, found: Found) -> int:
+def write_wordings(source: Path, out: Path, found: Found, data: str | None = None) -> int:
     """Copy a task file, with the label words of a search as wordings behind those that it has.
+
+    Data that lie beside the file are found from the copy too, wherever it goes.
 
     Args:
         source: the task file.
         out: where the copy goes; under whatever file name it keeps the task's name.
         found: what the search found; words that the file has already are not written again.
+        data: the folder that was given for the data.
     """
     values = read_yaml(source)
+    task = Task.load(source)
+    beside = find_folder(task, None)
+    if (
+        beside is not None
+        and beside == find_folder(task, data)
+        and out.parent.resolve() != source.parent.resolve()
+    ):
+        folder = os.path.relpath(beside.resolve(), out.parent.resolve())
+        values["local"] = {**(values.get("local") or {}), "folder": folder}
     wordings = list(values.get("wordings") or [])
     there = {tuple(values.get("verbalizer") or ()), *(tuple(one.get("verbalizer") or ()) for one in wordings)}
     names = {one.get("name") for one in wordings}

@@ -55,7 +55,7 @@ def words(
     found = find_label_words(make_settings(FewshotSettings, values, "ppt task words"), seed, n, pattern)  # type: ignore[arg-type]
     print_result(as_values(found), as_json, as_text(found))
     if out is not None:
-        n_new = write_wordings(Task.path_of(task), out, found)
+        n_new = write_wordings(Task.path_of(task), out, found, data)
         say(
             f"{out}: {n_new} wordings that the file had not; `wording: dev` in a few-shot run chooses among them"
         )

@@ -153,6 +153,12 @@ def test_csv_rows_of_another_width_are_counted_and_long_fields_are_read(tmp_path
     assert counts.places == {"1 columns, expected 2": ["a.csv line 4"]}
 
 
+def test_quotes_are_characters_in_tsv_and_swallow_no_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('id\ttext\n1\t"one\n2\ttwo\n3\tthree"\n')
+    assert texts(path) == ['"one', "two", 'three"']
+
+
 def test_another_text_field_can_be_named_and_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("id,body\n1,hello\n")

@@ -133,8 +133,14 @@ def test_a_task_may_have_epochs_and_dev_steps_of_its_own(small_run: Any, task_fi
         6,
     ]
     assert scored_at(("mood", "ft")) == [0, 3, 4]
+
+
+def test_settings_of_a_task_that_there_is_not_name_the_nearest(small_run: Any, data: Path) -> None:
     with pytest.raises(UserError, match='of_task names the task "mod"; did you mean "mood"'):
         plan(Workshop(small_run(of_task={"mod": {"epochs": 2}})))
+    with pytest.raises(UserError, match='data names the task "mod"; did you mean "mood"'):
+        run_fewshot(small_run(data={"mod": str(data / "mood")}))
+    assert plan(Workshop(small_run(data={"mood": str(data / "mood"), "cb": "elsewhere"})))
 
 
 def test_each_start_of_random_prompts_is_a_line_of_its_own(small_run: Any, tmp_path: Path) -> None:

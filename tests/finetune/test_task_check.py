@@ -34,19 +34,8 @@ QUIZ: dict[str, Any] = {
 
 
 THINGS = [
-    "boat",
-    "water",
-    "fish",
-    "bridge",
-    "bank",
-    "stone",
-    "mill",
-    "flood",
-    "rose",
-    "seed",
-    "bread",
-    "soup",
-]
+    "boat", "water", "fish", "bridge", "bank", "stone", "mill", "flood", "rose", "seed", "bread", "soup",
+]  # fmt: skip
 
 
 def moods(n: int, start: int = 0) -> list[dict[str, Any]]:
@@ -165,9 +154,12 @@ def test_a_word_that_the_vocabulary_cannot_spell_is_an_error(tmp_path: Path, tok
     found = checked(
         tmp_path, tokenizer_dir, changes={"labels": ["bad", "good"], "verbalizer": ["плохо", "добро"]}
     )
-    texts = [problem.text for problem in found.errors]
-    assert [problem.kind for problem in found.errors] == ["unknown_word"] * 2  # both, not the first alone
-    assert "плохо" in texts[0] and "choose a word that it can spell" in texts[0] and "добро" in texts[1]
+    text = the_one(found, "unknown_word", "error")  # both words in one line
+    assert 'label words "плохо", "добро" are unknown' in text and "choose words that it can spell" in text
+    one = checked(
+        tmp_path, tokenizer_dir, changes={"labels": ["bad", "good"], "verbalizer": ["bad", "добро"]}
+    )
+    assert 'label word "добро" is unknown' in the_one(one, "unknown_word", "error")
 
 
 def test_labels_with_the_same_tokens_are_an_error(tmp_path: Path, tokenizer_dir: Path) -> None:
@@ -175,7 +167,11 @@ def test_labels_with_the_same_tokens_are_an_error(tmp_path: Path, tokenizer_dir:
         tmp_path, tokenizer_dir, changes={"labels": ["bad", "good"], "verbalizer": ["good", "good "]}
     )
     text = the_one(found, "same_tokens", "error")
-    assert "have the same ids" in text and "choose another word" in text
+    assert "have the same ids" in text and text.endswith("choose another word for one of them")
+    three = {"labels": ["a", "b", "c"], "verbalizer": ["good", "good ", " good"]}
+    found = checked(tmp_path, tokenizer_dir, changes=three, train=[], test=[])
+    (text,) = (problem.text for problem in found.problems if problem.kind == "same_tokens")
+    assert text.endswith("; 2 more pairs likewise")
 
 
 def test_an_option_letter_that_is_no_single_piece_is_an_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -210,6 +206,15 @@ def test_each_of_many_labels_has_to_have_rows_enough_those_without_any_included(
         {"text": "test", "label": "boat"}], asked=Asked(shots_per_label=4, seeds=(0,)))  # fmt: skip
     text = the_one(found, "too_few", "error")
     assert '0 rows to draw from with label "soup", 8 asked for' in text and "shots_per_label" in text
+    found = checked(tmp_path, values=values, train=rows, test=[{"text": "test", "label": "boat"}],
+                    asked=Asked(shots_per_label=8, seeds=(0,)))  # fmt: skip
+    text = the_one(found, "too_few", "error")  # one line for all labels
+    assert '0 rows to draw from with label "soup" (and too few of 5 other labels), 16 asked for' in text
+
+
+def test_too_few_rows_for_several_numbers_of_examples_are_one_line(tmp_path: Path) -> None:
+    text = the_one(checked(tmp_path, asked=Asked(shots=(16, 32, 64), dev_shots=20)), "too_few", "error")
+    assert "30 rows to draw from, 84 asked for (64 to train, 20 to choose by)" in text
 
 
 def test_a_class_that_a_seed_does_not_draw_is_a_warning_with_the_seeds(tmp_path: Path) -> None:
@@ -291,8 +296,8 @@ def test_texts_that_are_cut_are_a_warning_with_share_and_field(tmp_path: Path, t
 def test_a_limit_that_leaves_no_room_is_an_error(tmp_path: Path, tokenizer_dir: Path) -> None:
     asked = Asked(shots=(4,), dev_shots=4, seeds=(0,), prompt_len=400)
     found = checked(tmp_path, tokenizer_dir, asked=asked)
-    assert {problem.kind for problem in found.errors} == {"no_room"}
-    assert "raise max_tokens" in found.errors[0].text and "prompt 400" in found.errors[0].text
+    text = the_one(found, "no_room", "error")
+    assert "prompt 400" in text and "raise max_tokens" in text and text.endswith("; 1 more pattern likewise")
 
 
 def test_a_language_that_the_vocabulary_does_not_know_is_a_warning(
@@ -349,7 +354,46 @@ def test_a_run_refuses_by_the_same_errors_and_says_the_same_warnings_before_it_t
     found = check_task(file, None, settings.backbone, settings.asked, settings.methods)
     with pytest.raises(UserError) as caught:
         run_fewshot(settings)
-    assert found.errors[0].text in str(caught.value) and "1 more error: see ppt task check" in str(
-        caught.value
-    )
+    assert str(caught.value) == f"task mood: {found.errors[0].text}"
+    settings = small_run(tasks=[str(file)], methods=["vanilla_pt"], shots=100, out=str(tmp_path / "never"))
+    with pytest.raises(UserError, match=r"100 to train.* \(and 1 more error: see ppt task check\)"):
+        run_fewshot(settings)
     assert not (tmp_path / "never").exists()
+
+
+OTHERS = {
+    "wordings": [
+        {"name": "odd", "verbalizer": ["плохо", "good"]},
+        {"name": "long", "hard": "It was " * 30 + "{text} <X>"},
+    ]
+}
+
+
+def test_all_wordings_of_a_file_are_looked_at_and_named(tmp_path: Path, tokenizer_dir: Path) -> None:
+    found = checked(tmp_path, tokenizer_dir, changes={**OTHERS, "max_tokens": 60})
+    texts = {problem.kind: problem.text for problem in found.errors}
+    assert texts.keys() == {"unknown_word", "no_room"} and len(found.errors) == 2
+    assert '"плохо" is unknown' in texts["unknown_word"] and texts["unknown_word"].endswith("(wording odd)")
+    assert "leaves no room for them (wording long); raise max_tokens" in texts["no_room"]
+    assert len(found.examples) == 2  # under the file's own keys, which are right
+    cut = checked(tmp_path, tokenizer_dir, changes={"max_tokens": 56, "wordings": [
+        {"name": "wordy", "pattern": "The correct one is " * 3 + "{text} <X>"}]})  # fmt: skip
+    assert "under the plain pattern (wording wordy) and lose text" in the_one(cut, "cut", "warning")
+
+
+def test_a_run_looks_at_the_wordings_that_it_uses_and_at_no_other(tmp_path: Path, small_run: Any) -> None:
+    values = {**MOOD, "labels": ["bad", "good"], "verbalizer": ["плохо", "добро"],
+              "wordings": [{"name": "known", "verbalizer": ["bad", "good"]},
+                           {"name": "odd", "verbalizer": ["худо", "good"]}]}  # fmt: skip
+    file = write(tmp_path / "a", values, moods(30), moods(8, 100))
+    changes = {"tasks": [str(file)], "methods": ["vanilla_pt"], "learning_rates": [0.1], "epochs": 1}
+    out = run_fewshot(small_run(**changes, wording="known"))
+    assert (out / "results.jsonl").exists()
+    for wording, message in (
+        ("first", 'words "плохо", "добро" are unknown'),
+        ("odd", r'word "худо" is unknown .*\(wording odd\)'),
+        (["known", "odd"], r'word "худо" is unknown .*\(wording odd\)'),
+        ("dev", r'words "плохо", "добро" are unknown .*\(and 1 more error'),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_fewshot(small_run(**changes, wording=wording, out=str(tmp_path / "never")))

@@ -20,23 +20,8 @@ from finetune.task_new import new_task, split_rows
 from launch.task_commands import Chooser
 
 WORDS = [
-    "boat",
-    "water",
-    "rose",
-    "seed",
-    "bread",
-    "soup",
-    "train",
-    "track",
-    "river",
-    "garden",
-    "mill",
-    "bridge",
-    "oven",
-    "salt",
-    "wall",
-    "path",
-]
+    "boat", "water", "rose", "seed", "bread", "soup", "train", "track", "river", "garden", "mill", "bridge", "oven", "salt", "wall", "path",
+]  # fmt: skip
 
 
 def sentence(number: int) -> str:
@@ -152,7 +137,7 @@ def test_options_are_a_list_or_one_column_each(tmp_path: Path) -> None:
     )
     assert as_list.format == "multiple_choice" and as_list.own_options and as_list.max_options == 3
     assert as_list.local.options == "choices" and as_list.local.label == "answer"
-    assert as_list.pattern == "{q} ? {options} ? The correct one is <X>"
+    assert as_list.pattern == "{q} {options} ? The correct one is <X>"  # the questions have a mark
     columns = made(
         tmp_path / "columns",
         lambda i: {
@@ -304,8 +289,46 @@ def test_a_test_set_is_held_out_when_asked_for_the_same_each_time_and_of_every_l
         new_task([tmp_path / "all.csv"], out, Chooser({}, asking=False), split=20, overwrite=True)
 
 
+def test_the_data_themselves_are_never_written_over(tmp_path: Path) -> None:
+    made(
+        tmp_path / "mine" / "moods",
+        lambda i: {"text": sentence(i), "label": ["calm", "angry"][i % 2]},
+        "train.jsonl",
+    )
+    data = tmp_path / "mine" / "moods" / "train.jsonl"
+    before = data.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    for out in (tmp_path / "mine" / "moods.yaml", tmp_path / "link" / "moods.yaml"):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="made from it; choose another --out or --name") as caught:
+                new_task([data], out, Chooser({}, asking=False), split=0.2, overwrite=overwrite)
+            assert "--overwrite" not in str(caught.value) and data.read_bytes() == before
+    new_task([data], tmp_path / "mine" / "moods.yaml", Chooser({}, asking=False), split=0.2, name="other")
+    assert data.read_bytes() == before and (tmp_path / "mine" / "other" / "train.jsonl").exists()
+
+
+def test_nothing_is_written_where_a_part_of_it_is_there(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "test.jsonl").write_text("mine\n")
+    (tmp_path / "all.csv").write_text(
+        as_csv([{"text": sentence(i), "label": "ab"[i % 2] * 3} for i in range(40)])
+    )
+    with pytest.raises(UserError, match=r"t/test.jsonl already exists; .* or say --overwrite"):
+        new_task([tmp_path / "all.csv"], tmp_path / "t.yaml", Chooser({}, asking=False), split=0.2)
+    assert not (tmp_path / "t" / "train.jsonl").exists()
+
+
+def test_a_pattern_adds_no_question_mark_to_texts_that_have_one(tmp_path: Path) -> None:
+    task = made(
+        tmp_path,
+        lambda i: {"text": sentence(i), "question": f"Is {sentence(i)[:-1]}?", "label": ["yes", "no"][i % 2]},
+    )
+    assert task.format == "sentence_pair" and task.hard == "{question} <X> . {text}"
+    assert task.unified == "{question} {text} . {options} ? The correct one is <X>"
+
+
 def test_a_rare_label_has_a_row_in_a_held_out_test_set(tmp_path: Path) -> None:
-    from finetune.task_guess import Draft
+    from finetune.task_draft import Draft
     from finetune.task_look import Table
 
     rows = tuple({"text": sentence(i), "label": "rare" if i < 3 else "often"} for i in range(60))
@@ -342,26 +365,6 @@ def test_a_test_file_without_a_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("body,label\na b,calm\n")
     with pytest.raises(UserError, match=r'test.csv has no column "text", which .*train.csv has; found body'):
         new_task([tmp_path], tmp_path / "t.yaml", Chooser({}, asking=False))
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["a.csv", "b.csv"], "name the training file"),
-        (["readme.md"], "holds no data"),
-        (["test.csv", "dev.csv"], "no training file"),
-    ],
-)
-def test_folders_that_do_not_say_which_file_is_which_are_refused(
-    tmp_path: Path, names: list[str], message: str
-) -> None:
-    for name in names:
-        (tmp_path / name).write_text("text,label\na,b\n")
-    with pytest.raises(UserError, match=message):
-        new_task([tmp_path], tmp_path / "t.yaml", Chooser({}, asking=False))
-    with pytest.raises(UserError, match=r"data.json: expected a name that ends in .jsonl.* an object a line"):
-        (tmp_path / "data.json").write_text("[]")
-        new_task([tmp_path / "data.json"], tmp_path / "t.yaml", Chooser({}, asking=False))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,20 @@ def test_a_person_may_have_a_test_set_held_out(news: Path, asked: None) -> None:
     assert "81 rows to draw from, 9 test rows" in done.stdout
 
 
+def test_a_person_is_asked_what_says_that_a_row_has_no_label(news: Path, asked: None) -> None:
+    for part in ("train", "test"):
+        text = Path(f"{part}.csv").read_text().replace(",film,", ",N/A,")
+        Path(f"{part}.csv").write_text(text)
+    answers = "\n".join(["N/A,music,sports", "", "", "", "no sort,music,sports"])
+    done = run("new", ".", "--label", "sort", "--out", "t.yaml", given=answers + "\n")
+    assert 'Labels (leave out "N/A" where it says that a row has none) [music,sports]' in done.stderr
+    assert Task.load("t.yaml").labels == ("N/A", "music", "sports") and "taken for" not in done.stdout
+    assert (
+        '"N/A" taken for no label (--labels decides)'
+        in run("new", ".", "--label", "sort", "--yes", "--out", "u.yaml").stdout
+    )
+
+
 def test_input_that_ends_before_the_questions_do_is_one_line(news: Path, asked: None) -> None:
     done = run("new", ".", "--label", "sort", "--out", "t.yaml", given="\n")
     assert "--yes takes all guesses" in str(done.exception) and not Path("t.yaml").exists()
@@ -137,9 +151,8 @@ def test_check_lists_what_is_wrong_and_exits_with_2(news: Path, tokenizer_dir: P
     bad = run("check", "t.yaml", "--tokenizer", str(tokenizer_dir), "--json")
     assert bad.exit_code == 2
     value = json.loads(bad.stdout)
-    assert [problem["kind"] for problem in value["problems"][:2]] == ["unknown_word"] * 2 and value[
-        "ok"
-    ] is False
+    assert value["problems"][0]["kind"] == "unknown_word" and value["ok"] is False
+    assert '"музыка", "体育" are unknown' in value["problems"][0]["text"]
     assert value["labels"]["film"] == {"train": 30, "test": 4}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 
@@ -35,9 +36,39 @@ def test_a_bad_json_line_is_an_error_with_its_place(line: bytes, message: str) -
 
 
 def test_csv_rows_have_the_headers_names_and_the_line_they_end_on() -> None:
-    data = '\ufefftext;label\r\n"one\r\ntwo; three";1\r\n\r\né;2'.encode()
-    found = list(csv_rows("a.csv", io.BytesIO(data), ";"))
-    assert found == [(3, {"text": "one\r\ntwo; three", "label": "1"}), (5, {"text": "é", "label": "2"})]
+    data = '\ufefftext,label\r\n"one\r\ntwo, three",1\r\n\r\né,2'.encode()
+    found = list(csv_rows("a.csv", io.BytesIO(data)))
+    assert found == [(3, {"text": "one\r\ntwo, three", "label": "1"}), (5, {"text": "é", "label": "2"})]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.TSV.gz"])
+def test_quotes_are_characters_in_tsv_and_swallow_no_row(name: str) -> None:
+    data = b'text\tlabel\n"It was good\t1\nPlain\t0\nShe said "no"\t1\n"All of it"\t0\n'
+    found = list(csv_rows(name, io.BytesIO(data)))
+    assert [(line, row["text"]) for line, row in found] == [
+        (2, '"It was good'), (3, "Plain"), (4, 'She said "no"'), (5, '"All of it"'),
+    ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"a.tsv line 2: .* header's 2; in TSV a tab or a line break ends a cell"
+    ):
+        list(csv_rows("a.tsv", io.BytesIO(b'text\tlabel\n"one\ttwo"\t1\n')))
+
+
+def test_a_cell_may_be_as_long_as_a_document_whatever_was_read_before() -> None:
+    csv.field_size_limit(1 << 17)
+    text = "word " * 100_000
+    for name in ("a.csv", "a.tsv"):
+        delimiter = b"\t" if name == "a.tsv" else b","
+        data = b"text" + delimiter + b"label\n" + text.encode() + delimiter + b"1\n"
+        assert list(csv_rows(name, io.BytesIO(data))) == [(2, {"text": text, "label": "1"})]
+        csv.field_size_limit(1 << 17)
+
+
+def test_two_columns_of_one_name_are_refused_but_not_two_without_one() -> None:
+    with pytest.raises(UserError, match=r'a\.csv line 1: two columns have the name "text"; rename one'):
+        list(csv_rows("a.csv", io.BytesIO(b"text,label,text\na,1,b\n")))
+    found = list(csv_rows("a.csv", io.BytesIO(b"text,label,,\na,1,,\n")))
+    assert found == [(2, {"text": "a", "label": "1", "": ""})]
 
 
 @pytest.mark.parametrize(
