@@ -14,8 +14,9 @@ from corpora.rendering import Rendered
 from finetune.inputs import Item
 from finetune.label_words import LabelWords
 from pretrain.backbone import Backbone
-from pretrain.batching import PackedBatch, end_to_end, pack_flat, packed_batches
+from pretrain.batching import PackedBatch, end_to_end, pack_flat
 from pretrain.forward import ForwardOptions, encode_prompted
+from pretrain.side_by_side import by_micro_batch
 
 FloatArray = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -114,17 +115,22 @@ def score_items(
     broken_K = ~torch.isfinite(prompts_KPD).flatten(1).all(1)
     prompts_KPD = prompts_KPD.masked_fill(broken_K[:, None, None], 0.0)
     prompt_len = prompts_KPD.shape[1]
-    passes = []
-    for rows in packed_batches([len(item.input_ids) + prompt_len for item in items], batch_tokens):
+
+    def part(rows: Int64) -> list[tuple[Int64, _Found]]:
         here = [items[row] for row in rows]
         # The first block reads every prompt that it is given, so those of other micro-batches stay away.
         used, prompts = np.unique(which[rows], return_inverse=True)
         batch = _packed(backbone, [each[row] for row in rows], here, prompt_len, prompts).to(device)
         states = encode_prompted(backbone, prompts_KPD[torch.from_numpy(used).to(device)], batch, options)
         asked = [words[each[row]] for row in rows]
-        for part in _decoder_passes(asked, batch_tokens, backbone.vocab_size):
-            passes.append((rows[part], _read(backbone, *states, part, [asked[i] for i in part])))
+        return [
+            (rows[some], _read(backbone, *states, some, [asked[i] for i in some]))
+            for some in _decoder_passes(asked, batch_tokens, backbone.vocab_size)
+        ]
 
+    lengths = [len(item.input_ids) + prompt_len for item in items]
+    parts = by_micro_batch(part, lengths, batch_tokens, device)
+    passes = [one for _, found in parts for one in found]
     log_probs = np.full((n, max(map(len, words))), -np.inf)
     for i, verbalizer in enumerate(each):
         log_probs[i, : len(verbalizer)] = 0.0

@@ -100,7 +100,7 @@ class FewshotSettings(Settings):
     device: str | None = None  # None: a GPU where there is one
     batch_tokens: int | None = Field(
         default=None, ge=64
-    )  # encoder tokens of a micro-batch; None: by the device and its memory
+    )  # encoder tokens under way at a time; None: by the device and its memory
     prompts_together: int = Field(default=32, ge=1)  # cells tuned in one bank, each process
     processes: int | None = Field(
         default=None, ge=1

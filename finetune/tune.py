@@ -20,9 +20,10 @@ from finetune.inputs import Item, Renderer
 from finetune.memory import begin_peak, peak_bytes
 from finetune.score import Scores
 from pretrain.backbone import Backbone
-from pretrain.batching import Count, end_to_end, example_losses, pack_flat, packed_batches
+from pretrain.batching import Count, end_to_end, example_losses, pack_flat
 from pretrain.forward import PromptedBackbone, run_batch
 from pretrain.prompts import PromptBank, check_prompts_train
+from pretrain.side_by_side import by_micro_batch
 
 CHECKED_AFTER = 3  # steps, after which a prompt must have felt a gradient and moved
 
@@ -282,14 +283,14 @@ class Bank:
         prompts_KPD = self.bank.prompts_KPD.detach()[[k for k, _ in active]]
         # A fused kernel multiplies what it masks: one prompt's NaN would be its neighbours' too.
         broken_K = ~prompts_KPD.isfinite().flatten(1).all(1)
-        prompts_KPD = prompts_KPD.masked_fill(broken_K[:, None, None], 0.0).requires_grad_(True)
+        prompts_KPD = prompts_KPD.masked_fill(broken_K[:, None, None], 0.0)
         prompt_len, device = prompts_KPD.shape[1], prompts_KPD.device
         losses_K = torch.zeros(len(own), device=device)
-        for group in packed_batches(
-            [len(item.input_ids) + prompt_len for item in items], options.batch_tokens
-        ):
+
+        def part(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], torch.Tensor, torch.Tensor]:
             # The first block reads every prompt that it is given.
             used, own_number = np.unique(which[group], return_inverse=True)
+            own_KPD = prompts_KPD[used.tolist()].requires_grad_(True)
             batch = pack_flat(
                 Rendered(
                     *end_to_end([items[i].input_ids for i in group]),
@@ -303,17 +304,18 @@ class Bank:
                 start_id=backbone.start_id,
                 count=options.count,
             ).to(device)
-            (logits_BTV,) = run_batch(
-                self.net, prompts_KPD[used.tolist()], batch, first=0 if options.count == "all" else 1
-            )
+            (logits_BTV,) = run_batch(self.net, own_KPD, batch, first=0 if options.count == "all" else 1)
             losses_B = example_losses(logits_BTV, batch) * batch.example_weights_B
             losses_B.sum().backward()
-            losses_K.index_add_(0, torch.from_numpy(which[group]).to(device), losses_B.detach())
-        grad = prompts_KPD.grad
-        assert grad is not None
-        full_KPD = torch.zeros_like(self.bank.prompts_KPD)
-        full_KPD[[k for k, _ in active]] = grad
-        self.bank.prompts_KPD.grad = full_KPD
+            assert own_KPD.grad is not None
+            return used, own_KPD.grad, losses_B.detach()
+
+        lengths = [len(item.input_ids) + prompt_len for item in items]
+        places = np.array([k for k, _ in active])
+        self.bank.prompts_KPD.grad = torch.zeros_like(self.bank.prompts_KPD)
+        for group, (used, grad, losses_B) in by_micro_batch(part, lengths, options.batch_tokens, device):
+            self.bank.prompts_KPD.grad[places[used].tolist()] += grad
+            losses_K.index_add_(0, torch.from_numpy(which[group]).to(device), losses_B)
         return [float(loss) for loss in losses_K.masked_fill(broken_K, torch.nan).tolist()]
 
     def _check_they_train(self, moved: Iterable[int]) -> None:

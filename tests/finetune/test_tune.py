@@ -13,6 +13,7 @@ from corpora.common.errors import UserError
 from finetune.methods import rows_for
 from finetune.tune import Outcome, TuneOptions, tune_prompts
 from finetune.workshop import Cell, Workshop
+from pretrain import side_by_side
 
 OPTIONS = TuneOptions(
     eval_every=2, batch_tokens=256, weight_decay=1e-3, clip=1.0, ft_weight_decay=0.01, count="label", length_normalised=False
@@ -52,6 +53,28 @@ def test_a_micro_batch_budget_changes_rounding_only(small_run: Any) -> None:
     other = tune_prompts(workshop.net("main"), trials, replace(OPTIONS, batch_tokens=4096))
     for a, b in zip(one, other, strict=True):
         assert a.curve[-1]["dev_loss"] == pytest.approx(b.curve[-1]["dev_loss"], abs=1e-3)
+
+
+def test_micro_batches_side_by_side_change_rounding_only_and_give_the_same_bits_again(
+    small_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = Workshop(small_run())
+    trials = [workshop.trial(cell) for cell in cells(workshop)[:3]]
+    options = replace(OPTIONS, batch_tokens=1024)
+    one = tune_prompts(workshop.net("main"), trials, options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        monkeypatch.setattr(side_by_side, "FEWEST_TOKENS", 64)
+        several, again = (tune_prompts(workshop.net("main"), trials, options) for _ in range(2))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b, c in zip(one, several, again, strict=True):
+        assert a.curve[-1]["dev_loss"] == pytest.approx(b.curve[-1]["dev_loss"], abs=1e-3)
+        assert (b.curve, b.step) == (c.curve, c.step)
+        assert b.best is not None
+        assert c.best is not None
+        assert torch.equal(b.best, c.best)
 
 
 def test_a_prompt_learns_its_training_examples_and_the_backbone_does_not_move(small_run: Any) -> None:
