@@ -31,6 +31,10 @@ Start = Callable[..., subprocess.Popen[str]]
 PATIENCE = 120.0  # seconds until a test gives up waiting
 
 
+class Killed(Exception):
+    """Stands in for SIGKILL: nothing catches it."""
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts `ppt fewshot` as a process of its own, `before` called in it; what a failed test leaves is ended."""
@@ -211,13 +215,13 @@ def test_full_tuning_that_is_killed_after_every_rate_ends_with_the_bytes_of_one_
         nonlocal tuned
         tuned += 1
         if tuned == 2:
-            raise KeyboardInterrupt
+            raise Killed
         return real(*given)
 
     monkeypatch.setattr(FullTuner, "tune", one_rate_a_start)
     for _ in range(3):
         tuned = 0
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             run_fewshot(settings)
     assert lines(settings.out) == []
     tuned = 0

@@ -19,6 +19,10 @@ from finetune.shares import FOLDER, Share, SharedSteps, shared_rows
 from finetune.workshop import Workshop
 
 
+class Killed(Exception):
+    """Stands in for SIGKILL: nothing catches it."""
+
+
 def test_shares_hold_every_choice_once_and_cost_about_the_same() -> None:
     choices: Any = [f"choice {i}" for i in range(23)]
     costs = [float(1 + i * 7 % 10) for i in range(23)]
@@ -144,12 +148,12 @@ def test_a_run_that_goes_on_counts_each_step_once_and_those_of_before_as_skipped
         nonlocal calls
         calls += 1
         if calls == killed_at:
-            raise KeyboardInterrupt
+            raise Killed
         return real(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(whose, which, mortal)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             run_fewshot(settings)
     run_fewshot(settings)
     last = lines[-1]
