@@ -88,7 +88,7 @@ def label_units(
     todo = [bounds for bounds in ranges if not _path(work, bounds).exists()]
     work.mkdir(exist_ok=True)
     with Progress("label", total=store.n_units, unit="units") as progress:
-        progress.start_at(store.n_units - _units(todo))
+        progress.skip(store.n_units - _units(todo))
         for done in _label_all(store, labeller, labeller_folder, work, todo, pool):
             progress.advance(done)
     return _joined(work, ranges, store.n_units)

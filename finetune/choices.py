@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,57 @@ import torch
 
 from corpora.common.errors import MachineError
 from corpora.common.files import write_text_atomic
+from corpora.common.progress import say
 from finetune.calibrate import ItemSet, score_sets
 from finetune.full_tuning import FullTuner
 from finetune.methods import METHODS
 from finetune.plan import Choice
 from finetune.results import ResultRow, best_first
 from finetune.score import Scores
+from finetune.shares import SharedSteps
 from finetune.tune import Outcome
 from finetune.workshop import Cell, Workshop
 from pretrain.artifact import PromptInfo, prompt_fingerprint, save_prompt
 
-Advance = Callable[[int], None]
+
+class FinishedRates:
+    """Learning rates of full tuning that are done while their choice is not: a kill does not cost them.
+
+    Outcomes alone are kept, no weights, which may be tens of gigabytes. Where the rate that is chosen at last is one of an
+    earlier start, it is tuned again to be scored.
+
+    Attributes:
+        outcomes: of cells of the choice under way.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read what an earlier start has finished."""
+        self.path = path
+        self.outcomes: dict[str, Outcome] = {}
+        if path.exists():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                self.outcomes = {name: Outcome.of_state(state, None) for name, state in found.items()}
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                say(f"warning: {path} is spoilt ({error}); the full tuning under way begins again")
+
+    def of(self, choice: Choice) -> dict[int, Outcome]:
+        """Those of a choice, by the numbers of its cells."""
+        names = [key["cell"] for key in choice.keys]
+        return {number: self.outcomes[name] for number, name in enumerate(names) if name in self.outcomes}
+
+    def write(self) -> None:
+        """Put what is finished on disk.
+
+        Raises:
+            MachineError: the disk is full or the place cannot be written.
+        """
+        states = {name: outcome.state() for name, outcome in self.outcomes.items()}
+        write_text_atomic(self.path, json.dumps(states))
 
 
 def full_tuning(
-    workshop: Workshop, choice: Choice, tuner: FullTuner, advance: Advance, writes: bool = True
+    workshop: Workshop, choice: Choice, tuner: FullTuner, rates: FinishedRates, steps: SharedSteps | None
 ) -> list[ResultRow]:
     """Tune all weights in each cell of a choice, one after the other, and finish it.
 
@@ -35,16 +71,27 @@ def full_tuning(
         workshop: of the run.
         choice: what to tune.
         tuner: of its backbone.
-        advance: called with the steps done.
-        writes: whether this process writes what lies beside the rows, of those that tune together.
+        rates: what an earlier start has finished; those of this choice are added.
+        steps: counts them; None in a process that tunes together with the first one, which writes for all.
 
     Returns:
         Rows as `finish_choice` gives them.
     """
     trials = [workshop.trial(cell) for cell in choice.cells]
     rival = min((best_first(row) for row in choice.known), default=None)
-    outcomes = tuner.tune_rates(trials, advance, rival)
-    return finish_choice(workshop, choice, outcomes, tuner, writes)
+    done = rates.of(choice)
+    rates.outcomes = {choice.keys[number]["cell"]: outcome for number, outcome in done.items()}
+
+    def finished(number: int, outcome: Outcome) -> None:
+        rates.outcomes[choice.keys[number]["cell"]] = outcome
+        if steps is not None:
+            rates.write()
+
+    if steps is not None:
+        steps.skip(sum(choice.keys[number]["steps"] for number in done))
+    advance = steps.advance if steps is not None else lambda n: None
+    outcomes = tuner.tune_rates(trials, advance, rival, done, finished)
+    return finish_choice(workshop, choice, outcomes, tuner, writes=steps is not None)
 
 
 def finish_choice(
@@ -61,7 +108,7 @@ def finish_choice(
         choice: whose cells are tuned.
         outcomes: one a cell.
         tuner: in full tuning, what has kept the chosen weights.
-        writes: as in `full_tuning`.
+        writes: whether this process writes what lies beside the rows, of those that tune together.
 
     Returns:
         Rows for results.jsonl; their curves, predictions and prompts are on disk.

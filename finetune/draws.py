@@ -124,8 +124,8 @@ def draw(
         dev_shots: dev examples, likewise; half of the rows at most where `shots` is `EVERY`.
         per_label: draw the same number of each label (tasks of more than five labels).
         stratified: take labels in turn, so that their counts differ by one at most.
-        allow_fewer: take what there is where the pool is too small; dev is filled first; with `per_label`,
-            a short label's rows are halved.
+        allow_fewer: take what there is where the pool is too small: dev is filled first, though with no more than
+            half of the rows unless training leaves more; with `per_label`, a short label's rows are halved.
 
     Raises:
         UserError: too few rows, saying how many there are.
@@ -146,13 +146,12 @@ def draw(
     else:
         if stratified:
             order = _in_turn(order, pool, rng)
-        if shots == EVERY:
-            dev_shots = min(dev_shots, len(order) // 2)
+        dev_shots = min(dev_shots, max(len(order) // 2, len(order) - shots))
         result = Draw(order[dev_shots : dev_shots + shots], order[:dev_shots])
-    if not len(result.train):
+    if not len(result.train) or not len(result.dev):
+        which = " of a label" if per_label else ""
         raise UserError(
-            f"task {task}: no row is left to train on after {len(result.dev)} for dev; ask for fewer of those "
-            f"({'shots_per_label' if per_label else 'dev_shots'})"
+            f"task {task}: {len(pool)} rows to draw from; expected two{which} or more, one to train on and one to choose by"
         )
     return result
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from corpora.common.errors import UserError
+from corpora.common.errors import MachineError, UserError
 from corpora.common.files import (
     drop_partials,
     hash_json,
@@ -18,7 +18,7 @@ from corpora.common.files import (
 )
 from corpora.common.progress import Progress, say
 from corpora.common.settings import read_yaml, save_settings
-from finetune.choices import full_tuning
+from finetune.choices import FinishedRates, full_tuning
 from finetune.full_tuning import full_tuner
 from finetune.memory import give_back_memory
 from finetune.plan import Choice, plan, unfinished
@@ -33,7 +33,10 @@ from pretrain.checkpoint import run_lock
 from pretrain.distributed import start_processes
 
 LOOK_EVERY = 1.0  # seconds between looks at the rows of the other processes
-Advance = Callable[[int], None]
+SAY_AFTER = 60.0  # seconds in which none of them was heard of, until it is said
+GONE_AFTER = (
+    600.0  # until they are given up: they speak every other second, but for the time in which they load
+)
 
 
 def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
@@ -49,7 +52,7 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
 
     Raises:
         UserError: wrong input, before anything is trained; or another job is running in this folder.
-        MachineError: the disk is full or the folder cannot be written.
+        MachineError: the disk is full or the folder cannot be written; or the other processes have ended without their rows.
     """
     out = Path(settings.out)
     if (locked := share.locked(out)).exists():
@@ -61,21 +64,20 @@ def run_fewshot(settings: FewshotSettings, share: Share = ALONE) -> Path:
     with run_lock(share.locked(out)):
         first = _begin(out, workshop, choices) if share.first else None
         results: KnownRows = first or ShareRows(out, share.rank)
-        left = [
-            choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None
-        ]
-        with Progress("few-shot tuning", sum(choice.steps for choice in left), "steps") as progress:
-            steps = SharedSteps(out, share, progress.advance)
-            for rows in _tune(workshop, choices, results, share, steps.advance):
+        left = _unfinished(choices, results)
+        total = sum(choice.steps for choice in left)
+        with (
+            Progress("few-shot tuning", total, "steps") as progress,
+            SharedSteps(out, share, progress) as steps,
+        ):
+            for rows in _tune(workshop, choices, results, share, steps):
+                steps.tell()  # who hears of the rows has heard of their steps
                 results.add(rows)
                 progress.note(f"{rows[-1]['task']} {rows[-1]['method']} dev {rows[-1]['dev']:.2f}")
                 if first:
                     _take_over(out, first)
-            while first and any(unfinished(choice, first) for choice in choices):
-                assert share.world > 1, "a cell of this process's own has no row"
-                time.sleep(LOOK_EVERY)  # the launcher ends this process when another one dies
-                _take_over(out, first)
-                steps.look()
+            if first and share.world > 1:
+                _wait_for_others(out, first, choices, steps)
         if first:
             _end(out, first, choices)
     return out
@@ -121,6 +123,30 @@ def _take_over(out: Path, results: Results) -> None:
     results.add(shared_rows(out))
 
 
+def _wait_for_others(out: Path, results: Results, choices: Sequence[Choice], steps: SharedSteps) -> None:
+    """Take over what is still to come from the other processes.
+
+    Raises:
+        MachineError: none of them lives, as far as can be seen in the run's folder.
+    """
+    cells = [key["cell"] for choice in choices for key in choice.keys]
+    began, said = time.monotonic(), False
+    while True:
+        _take_over(out, results)
+        steps.look()
+        if not (missing := results.missing(cells)):
+            break
+        silent = min(steps.silent, time.monotonic() - began)
+        what = f"{len(missing)} cells are left to other processes, none of which was heard of in {out} for {silent:.0f} s"
+        if silent > GONE_AFTER:
+            raise MachineError(f"{what}; see what ended them, the same command goes on from what is finished")
+        if silent > SAY_AFTER and not said:
+            say(f"warning: {what}; waiting for them")
+            said = True
+        time.sleep(LOOK_EVERY)  # the launcher ends this process when another one of this machine dies
+    steps.forget()
+
+
 def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
     drop_partials(out)  # a process that was killed may have been writing
     shutil.rmtree(out / FOLDER, ignore_errors=True)
@@ -130,7 +156,7 @@ def _end(out: Path, results: Results, choices: Sequence[Choice]) -> None:
 
 
 def _tune(
-    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, advance: Advance
+    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, steps: SharedSteps
 ) -> Iterator[list[ResultRow]]:
     """This process's cells: prompts on one backbone, on the other, then full tuning, unless all do that together, first.
 
@@ -138,24 +164,32 @@ def _tune(
         Rows of each choice as it is done.
     """
     together = workshop.settings.ft_zero_stage is not None
+    folder = share.folder(Path(workshop.settings.out))
+    rates = FinishedRates(folder / "ft.json")
     tuned = [choice for choice in choices if choice.cells[0].row.spec.trains == "backbone"]
     if together:
-        left = _left_for_all(workshop, tuned, results, share)
-        for rows in _tune_all_weights(workshop, left, advance, share.first):
+        left = _left_for_all(workshop, tuned, results, share, rates)
+        for rows in _tune_all_weights(workshop, left, rates, steps if share.first else None):
             if share.first:
                 yield rows
     for which in ("main", "lm"):
         kind = [choice for choice in choices if _is_prompts(choice, which)]
-        path = share.folder(Path(workshop.settings.out)) / f"{which}.safetensors"
-        if mine := _mine(workshop, kind, results, share, path):
-            yield from _tune_prompts(workshop, which, mine, path, advance)
+        path = folder / f"{which}.safetensors"
+        mine = _part(workshop, kind, share)
+        if rows := _unwritten(path, mine, results):
+            steps.skip(sum(row["steps"] for row in rows))
+            yield rows
+        if left := _unfinished(mine, results):
+            yield from _tune_prompts(workshop, which, left, path, steps)
         workshop.let_go(which)
     if not together:
-        yield from _tune_all_weights(workshop, _mine(workshop, tuned, results, share), advance)
+        yield from _tune_all_weights(
+            workshop, _unfinished(_part(workshop, tuned, share), results), rates, steps
+        )
 
 
 def _tune_prompts(
-    workshop: Workshop, which: str, choices: Sequence[Choice], path: Path, advance: Advance
+    workshop: Workshop, which: str, choices: Sequence[Choice], path: Path, steps: SharedSteps
 ) -> Iterator[list[ResultRow]]:
     """Prompts on one backbone, which nothing here holds on to afterwards.
 
@@ -163,14 +197,20 @@ def _tune_prompts(
         Rows of each choice as it is done.
     """
     schedule = Schedule(workshop, which, choices, path)
-    advance(schedule.steps_done())
-    yield from schedule.run(advance)
+    steps.skip(schedule.steps_done())
+    yield from schedule.run(steps.advance)
 
 
 def _tune_all_weights(
-    workshop: Workshop, choices: Sequence[Choice], advance: Advance, writes: bool = True
+    workshop: Workshop, choices: Sequence[Choice], rates: FinishedRates, steps: SharedSteps | None
 ) -> Iterator[list[ResultRow]]:
     """Full tuning, one choice after the other; the weights leave the memory with the last one.
+
+    Args:
+        workshop: of the run.
+        choices: what to tune.
+        rates: what an earlier start has done of the first choice.
+        steps: counts steps; None in a process that tunes together with the first one, which counts and writes for both.
 
     Yields:
         Rows of each choice as it is done.
@@ -181,7 +221,7 @@ def _tune_all_weights(
         workshop.let_go(which)  # it may have chosen wordings
     tuner = full_tuner(workshop.settings, workshop.settings.backbone, workshop.options("main"))
     for number, choice in enumerate(choices, 1):
-        yield full_tuning(workshop, choice, tuner, advance, writes)
+        yield full_tuning(workshop, choice, tuner, rates, steps)
         task = choice.cells[0].task
         if all(other.cells[0].task != task for other in choices[number:]):
             workshop.forget_task(task)
@@ -191,15 +231,15 @@ def _tune_all_weights(
 
 
 def _left_for_all(
-    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share
+    workshop: Workshop, choices: Sequence[Choice], results: KnownRows, share: Share, rates: FinishedRates
 ) -> list[Choice]:
     """What is left of what all processes tune together, as the first one sees it: they must not differ in what they do."""
-    left = _mine(workshop, choices, results, ALONE)
+    left = _unfinished(choices, results)
     if not choices or share.world == 1:
         return left
     processes = start_processes(workshop.settings.device or "auto", timeout=WAIT)
-    first: list[Choice] = processes.gather(left)[0]
-    return first
+    left, rates.outcomes = processes.gather((left, rates.outcomes))[0]
+    return left
 
 
 def _is_prompts(choice: Choice, which: str) -> bool:
@@ -207,21 +247,20 @@ def _is_prompts(choice: Choice, which: str) -> bool:
     return spec.trains == "prompt" and spec.backbone == which
 
 
-def _mine(
-    workshop: Workshop,
-    kind: Sequence[Choice],
-    results: KnownRows,
-    share: Share,
-    checkpoint: Path | None = None,
-) -> list[Choice]:
-    """What is left of this process's part of some choices; rows that a kill left in its checkpoint alone are added first."""
+def _part(workshop: Workshop, kind: Sequence[Choice], share: Share) -> list[Choice]:
+    """This process's part of some choices."""
     alone = share.world == 1
-    costs = [0.0 if alone else workshop.cost(choice.cells, choice.steps) for choice in kind]
-    mine = share.of(kind, costs)
-    if checkpoint is not None:
-        wanted = {key["cell"] for choice in mine for key in choice.keys}
-        results.add([row for row in unwritten_rows(checkpoint) if row["cell"] in wanted])
-    return [choice for choice in (unfinished(choice, results) for choice in mine) if choice is not None]
+    return share.of(kind, [0.0 if alone else workshop.cost(choice.cells, choice.steps) for choice in kind])
+
+
+def _unwritten(checkpoint: Path, mine: Sequence[Choice], results: KnownRows) -> list[ResultRow]:
+    """Rows that a kill left in a checkpoint alone."""
+    wanted = set(results.missing(key["cell"] for choice in mine for key in choice.keys))
+    return [row for row in unwritten_rows(checkpoint) if row["cell"] in wanted]
+
+
+def _unfinished(choices: Sequence[Choice], results: KnownRows) -> list[Choice]:
+    return [choice for choice in (unfinished(choice, results) for choice in choices) if choice is not None]
 
 
 def _check_protocol(results: Results, choices: Sequence[Choice]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -86,6 +86,8 @@ class FullTuner:
         trials: Sequence[Trial],
         advance: Callable[[int], None] = lambda n: None,
         rival: Rank | None = None,
+        done: Mapping[int, Outcome] | None = None,
+        finished: Callable[[int, Outcome], None] = lambda number, outcome: None,
     ) -> list[Outcome]:
         """Train on trials that differ in the learning rate, one after the other.
 
@@ -93,17 +95,25 @@ class FullTuner:
             trials: of which one is chosen by dev.
             advance: called with the steps done.
             rival: the best of other rates, whose weights are not wanted any more; None: there are none.
+            done: outcomes of an earlier start, by the trial's number.
+            finished: called with each further one.
 
         Returns:
             An outcome for each. What `score_best` scores are the weights of the best step of all, unless the rival is
-            better than each.
+            better than each; where they were lost with an earlier start they are made again.
         """
-        outcomes = []
-        for trial in trials:
-            outcome = self.tune(trial, advance, rival)
+        done, outcomes, best = done or {}, [], None
+        for number, trial in enumerate(trials):
+            outcome = done.get(number)
+            if outcome is None:
+                outcome = self.tune(trial, advance, rival)
+                finished(number, outcome)
             own = (-outcome.dev, outcome.dev_loss, trial.learning_rate)
-            rival = own if rival is None else min(rival, own)
+            if rival is None or own < rival:
+                rival, best = own, number
             outcomes.append(outcome)
+        if best is not None and best in done:
+            self.tune(trials[best])
         return outcomes
 
     def tune(

@@ -178,8 +178,14 @@ class Schedule:
             changed = [k for k, v in self._identity().items() if state["identity"].get(k) != v]
             say(f"another {', '.join(changed)} than before: the cells that were under way begin again")
             return
+        device = self.bank.bank.prompts_KPD.device
+        best = {
+            name.removeprefix("best."): t.to(device)
+            for name, t in tensors.items()
+            if name.startswith("best.")
+        }
         outcomes = {
-            name: Outcome.of_state(values, tensors.get(f"best.{name}"))
+            name: Outcome.of_state(values, best.get(name))
             for name, values in state["outcomes"].items()
             if name in self.cells
         }

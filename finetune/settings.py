@@ -12,6 +12,7 @@ from corpora.common.settings import Settings
 from finetune.draws import EVERY, Asked
 from finetune.methods import METHODS
 from finetune.task import FIRST
+from pretrain.devices import has_gpu
 from pretrain.settings import Weights
 
 CONFIG, EARLIER = (
@@ -29,7 +30,7 @@ def fast_dtype(device: str | None) -> Literal["float32", "bfloat16"]:
     On a CPU with AVX-512 BF16 a step of the pocket backbone takes less than half of its time in float32; on others
     bfloat16 is emulated, and slower. Asked without torch, which takes seconds to import.
     """
-    on_gpu = device not in (None, "cpu") or (device is None and Path("/dev/nvidiactl").exists())
+    on_gpu = device not in (None, "cpu") or (device is None and has_gpu())
     info = Path("/proc/cpuinfo")
     flags = info.read_text() if info.exists() else ""
     return "bfloat16" if on_gpu or "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
@@ -141,6 +142,18 @@ class FewshotSettings(Settings):
             raise ValueError("holds something twice")
         return value
 
+    @field_validator("learning_rates_of")
+    @classmethod
+    def _some_rates_and_each_once(cls, value: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        for method, rates in value.items():
+            if not rates:
+                raise ValueError(
+                    f"expected one learning rate or more of {method}; leave {method} out for the run's own"
+                )
+            if len(set(rates)) != len(rates):
+                raise ValueError(f"the learning rates of {method} hold something twice")
+        return value
+
     @field_validator("init")
     @classmethod
     def _known_init(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -170,6 +183,15 @@ class FewshotSettings(Settings):
         if self.ft_dtype == "bfloat16" and not self.ft_zero_stage:
             raise ValueError(
                 "ft_dtype bfloat16 keeps float32 masters in DeepSpeed's optimiser; expected ft_zero_stage 1, 2 or 3"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_named_device_has_one_process(self) -> FewshotSettings:
+        if ":" in (self.device or "") and (self.processes or 1) > 1:
+            raise ValueError(
+                f"device {self.device} is one GPU and processes is {self.processes}; leave processes out, or write "
+                f"device: {str(self.device).partition(':')[0]}, which gives each process a GPU of its own"
             )
         return self
 

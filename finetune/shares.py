@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from corpora.common.files import write_text_atomic
+from corpora.common.progress import Progress
 from finetune.plan import Choice
 from finetune.results import KnownRows, ResultRow, append_rows, cut_half_row, read_rows
 
 FOLDER = "schedule"  # in the run's folder, as long as the run is not finished
-LOCKS = ".locks"  # of the processes that are not the first
-STEPS = "steps"  # how many it has done since it started
-TELL_EVERY = 2.0  # seconds between such words
+LOCKS = ".locks"  # of the processes that are not the first, as long as the run's folder
+STEPS = (
+    "steps"  # beside its lock: how many an earlier start has done, how many this one, how often it told so
+)
+TELL_EVERY = 2.0  # seconds
 ROWS = "rows.jsonl"  # of a process that is not the first, in its folder
 
 
@@ -85,43 +88,90 @@ class ShareRows(KnownRows):
 
 
 class SharedSteps:
-    """Steps that all processes have done, for the first one's progress line; the others tell theirs through a file."""
+    """Steps that all processes have done, for the first one's progress line; the others tell theirs through a file.
 
-    def __init__(self, out: Path, share: Share, advance: Callable[[int], None]) -> None:
+    A context around the work: within it a process that is not the first tells every `TELL_EVERY` seconds, whatever it is at, so
+    that the first one knows that it lives.
+    """
+
+    def __init__(self, out: Path, share: Share, progress: Progress) -> None:
         """Begin to count.
 
         Args:
             out: the run's folder.
-            share: this process.
-            advance: of its progress line; that of the first process alone is seen.
+            share: this process, which holds its lock.
+            progress: its progress line; that of the first process alone is seen.
         """
-        self._out, self._share, self._advance = out, share, advance
-        self._own, self._looked = 0, float("-inf")
-        self._told = self._others()  # perhaps by an earlier start
+        self._share, self._progress = share, progress
+        self._folder, self._path = out / LOCKS, share.locked(out) / STEPS
+        self._skipped = self._done = self._beats = 0
+        self._told: dict[Path, tuple[int, int, int]] = {}
+        self._heard = self._looked = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_telling, name="steps", daemon=True)
+        if share.first:
+            self.forget()  # what an earlier start told
+
+    def __enter__(self) -> SharedSteps:
+        if not self._share.first:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if not self._share.first:
+            self._over.set()
+            self._thread.join()
 
     def advance(self, steps: int) -> None:
-        """Count steps of this process and, now and then, tell or hear of the others'."""
-        self._own += steps
-        self._advance(steps)
-        if time.monotonic() - self._looked >= TELL_EVERY:
+        """Count steps that this process has done and, in the first one, hear now and then of the others'."""
+        self._done += steps
+        self._progress.advance(steps)
+        if self._share.first and time.monotonic() - self._looked >= TELL_EVERY:
             self.look()
 
-    def look(self) -> None:
-        """Tell the first process; or, in the first process, add what the others have told."""
-        self._looked = time.monotonic()
-        if not self._share.first:
-            write_text_atomic(self._share.folder(self._out) / STEPS, str(self._own))
-            return
-        told = self._others()
-        self._advance(sum(max(0, steps - self._told.get(rank, 0)) for rank, steps in told.items()))
-        self._told = told
+    def skip(self, steps: int) -> None:
+        """Count steps of this process that an earlier start did."""
+        self._skipped += steps
+        self._progress.skip(steps)
 
-    def _others(self) -> dict[str, int]:
-        found = {}
-        for path in (self._out / FOLDER).glob(f"*/{STEPS}"):
-            with contextlib.suppress(OSError, ValueError):
-                found[path.parent.name] = int(path.read_text())
-        return found
+    @property
+    def silent(self) -> float:
+        """Seconds since one of the other processes was heard of."""
+        return time.monotonic() - self._heard
+
+    def look(self) -> None:
+        """In the first process: add what the others have told."""
+        self._looked = time.monotonic()
+        for path in self._others():
+            with contextlib.suppress(OSError, ValueError):  # gone, or met while it was written
+                skipped, done, beats = map(int, path.read_text().split())
+                before = self._told.get(path, (0, 0, 0))
+                if (skipped, done, beats) != before:
+                    self._heard = self._looked
+                    self._told[path] = (skipped, done, beats)
+                    self._progress.skip(max(0, skipped - before[0]))
+                    self._progress.advance(max(0, done - before[1]))
+
+    def tell(self) -> None:
+        """In another process than the first: write down what it has done, before the rows that come of it."""
+        if self._share.first:
+            return
+        self._beats += 1
+        with contextlib.suppress(OSError):  # a full disk ends the run where it loses something
+            self._path.write_text(f"{self._skipped} {self._done} {self._beats}")
+
+    def forget(self) -> None:
+        """In the first process: remove what the others have told."""
+        for path in self._others():
+            path.unlink(missing_ok=True)
+
+    def _keep_telling(self) -> None:
+        self.tell()
+        while not self._over.wait(TELL_EVERY):
+            self.tell()
+
+    def _others(self) -> list[Path]:
+        return sorted(self._folder.glob(f"*/{STEPS}"))
 
 
 def shared_rows(out: Path) -> list[ResultRow]:

@@ -18,6 +18,7 @@ import psutil
 from corpora.common.errors import MachineError, Stopped, UserError, nearest
 from corpora.common.progress import say
 from corpora.common.settings import Settings, load_settings
+from pretrain.devices import has_gpu
 from pretrain.settings import PretrainSettings, check_inputs, check_same_run, finished
 from pretrain.watchdog import AGAIN, ask_to_stop, forget_stop, nobody_spoke, read_lines
 
@@ -212,17 +213,12 @@ def launch_fewshot(config: str | Path, arguments: list[str]) -> int:
 
 
 def _devices(device: str | None) -> int:
-    """How many processes the launcher would start by itself: one a GPU, or one."""
-    if device == "cpu" or not has_gpu():
+    """How many processes the launcher would start by itself: one a GPU, or one where the device is named or is no GPU."""
+    if device == "cpu" or ":" in (device or "") or not has_gpu():
         return 1
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-def has_gpu() -> bool:
-    """Whether this machine has a GPU, asked without torch, which takes seconds to import."""
-    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 def start_launcher(

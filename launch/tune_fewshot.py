@@ -64,13 +64,14 @@ def main() -> int:
         settings = fewshot_settings(arguments.config, arguments.overrides)
 
         from finetune.fewshot import run_fewshot
+        from finetune.meeting import meet
         from finetune.shares import Share
         from pretrain.distributed import end_processes, lost_process, share_machine
 
         share_machine(settings.device or "auto")
-        rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        share = Share(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")))
         with lost_process():
-            run_fewshot(settings, Share(rank, world))
+            run_fewshot(meet(settings, share), share)
         end_processes()
     except _Ended as error:
         return error.exit_code

@@ -215,7 +215,7 @@ def _loop(
     metrics = Metrics(out, state.step, processes.first)
     evaluation: dict[str, Any] = {}
     with stop_signal() as asked, Progress("backbone", settings.steps, "steps") as progress, metrics:
-        progress.start_at(state.step)
+        progress.skip(state.step)
         while state.step < settings.steps:
             examples, state = next(steps)
             mine = examples[processes.rank :: processes.world]

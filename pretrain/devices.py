@@ -16,6 +16,11 @@ from corpora.common.settings import read_yaml
 KNOWN = Path(__file__).with_name("devices.yaml")
 GIB = 2**30
 FILL = 1024  # tokens: a GPU's micro-batch is filled up to a multiple of it for the fused kernel, so that shapes are few
+NO_GPU = (
+    "",
+    "-1",
+    "NoDevFiles",
+)  # how CUDA_VISIBLE_DEVICES begins where it hides all GPUs; Slurm writes the last
 NETWORK = 50e9  # bytes a second between two machines: one port of 400 Gb/s, a guess
 CPU_RATE = 0.2e12  # operations a second and core, where nothing was measured; two cores with AMX gave 0.35e12 to 0.67e12
 
@@ -182,3 +187,11 @@ def this_device(on_gpu: bool, processes: int) -> tuple[Device, str | None]:
     found = torch.cuda.get_device_properties(torch.cuda.current_device())
     device, assumed = named_device(found.name, float(found.total_memory))
     return dataclasses.replace(device, host_memory=float(psutil.virtual_memory().total)), assumed
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that this process may see, asked without torch, which takes seconds to import."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None and shown.split(",")[0].strip() in NO_GPU:
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()

@@ -98,7 +98,7 @@ def pretrain(
         bank, state = job.bank, job.state
         metrics = stack.enter_context(Metrics(out, job.metrics_bytes, state.step, processes.first))
         bar = stack.enter_context(Progress("pre-training", settings.steps, "steps"))
-        bar.start_at(state.step)
+        bar.skip(state.step)
         while True:
             step = state.step
             active = [group for group in job.groups if state.groups[group.name].active]

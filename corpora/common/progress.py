@@ -60,7 +60,7 @@ class Progress:
 
     def __init__(self, label: str, total: int | None = None, unit: str = "steps") -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done = self._start_at = 0
+        self.done = self.skipped = 0
         self._note = ""
         self._quiet = _quiet()
         self._bar: RichProgress | None = None
@@ -88,16 +88,16 @@ class Progress:
             self._task = self._bar.add_task(self.label, total=self.total, rate="", note="")
         return self
 
-    def start_at(self, done: int) -> None:
-        """Say that `done` steps were done by an earlier run; they do not count towards the rate."""
-        self.done = self._start_at = done
-        self.advance(0)
+    def skip(self, n: int) -> None:
+        """Count `n` steps that an earlier run did; they do not count towards the rate."""
+        self.skipped += n
+        self.advance(n)
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more steps."""
         self.done += n
         now = time.monotonic()
-        rate = (self.done - self._start_at) / max(now - self._started, 1e-9)
+        rate = (self.done - self.skipped) / max(now - self._started, 1e-9)
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=self.done, rate=f"{_short(rate)} {self.unit}/s", note=self._note

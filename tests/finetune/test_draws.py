@@ -71,10 +71,25 @@ def test_too_few_rows_are_an_error_that_counts_them_or_are_taken_as_they_are() -
         draw(LABELS[:40], 0, "t", shots=32, dev_shots=32)
     with pytest.raises(UserError, match="with label number 1"):
         draw([0] * 50 + [1] * 5, 0, "t", shots=8, dev_shots=8, per_label=True)
-    drawn = draw(LABELS[:40], 0, "t", shots=32, dev_shots=32, allow_fewer=True)
-    assert len(drawn.dev) == 32 and len(drawn.train) == 8
-    with pytest.raises(UserError, match="no row is left"):
-        draw(LABELS[:20], 0, "t", shots=32, dev_shots=32, allow_fewer=True)
+    with pytest.raises(UserError, match="1 rows to draw from; expected two or more"):
+        draw(LABELS[:1], 0, "t", shots=32, dev_shots=32, allow_fewer=True)
+
+
+@given(n=st.integers(2, 99), shots=st.integers(1, 60), dev=st.integers(1, 40))
+def test_a_pool_that_is_too_small_is_shared_and_no_row_of_it_is_left_out(
+    n: int, shots: int, dev: int
+) -> None:
+    drawn = draw(LABELS[:n], 0, "t", shots=shots, dev_shots=dev, allow_fewer=True)
+    assert len(drawn.train) + len(drawn.dev) == min(n, shots + dev)
+    assert len(drawn.train) >= min(shots, n // 2) and len(drawn.dev) >= min(dev, n // 2)
+
+
+def test_a_too_small_pool_keeps_dev_whole_where_it_is_no_more_than_half() -> None:
+    counts = {}
+    for n, shots, dev in ((30, 32, 32), (33, 32, 32), (250, 256, 32), (40, 8, 36), (40, 36, 8)):
+        drawn = draw([0] * n, 0, "t", shots=shots, dev_shots=dev, allow_fewer=True)
+        counts[n, shots, dev] = (len(drawn.train), len(drawn.dev))
+    assert list(counts.values()) == [(15, 15), (17, 16), (218, 32), (8, 32), (32, 8)]
 
 
 @pytest.mark.defect(3)

@@ -287,6 +287,16 @@ def test_unified_ppt_is_not_run_twice_where_it_is_the_same_run(task_files: dict[
         ({"methods": ["ptp"]}, 'no method "ptp"; did you mean "ppt"'),
         ({"seeds": []}, "expected one or more"),
         ({"init": "norml"}, 'did you mean "normal"'),
+        (
+            {"learning_rates_of": {"ppt": [0.3, 0.1, 0.3]}},
+            "learning_rates_of.*the learning rates of ppt hold something twice",
+        ),
+        ({"learning_rates_of": {"ppt": []}}, "learning_rates_of.*expected one learning rate or more of ppt"),
+        ({"learning_rates_of": {"ptp": [0.3]}}, 'learning_rates_of.*no method "ptp"; did you mean "ppt"'),
+        (
+            {"device": "cuda:1", "processes": 2},
+            "device cuda:1 is one GPU and processes is 2; .*write device: cuda,",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_at_the_start(

@@ -24,10 +24,15 @@ import yaml
 
 from corpora.common.errors import MachineError
 from finetune.fewshot import run_fewshot
+from finetune.full_tuning import FullTuner
 from finetune.settings import FewshotSettings
 
 Start = Callable[..., subprocess.Popen[str]]
 PATIENCE = 120.0  # seconds until a test gives up waiting
+
+
+class Killed(Exception):
+    """Stands in for SIGKILL: nothing catches it."""
 
 
 @pytest.fixture
@@ -166,7 +171,7 @@ def limited(n_bytes: int) -> Callable[[], object]:
 def test_a_real_refusal_in_the_middle_of_a_write_is_one_line_and_exit_1(
     small_run: Any, start: Start, place: str
 ) -> None:
-    long = {"epochs": 60, "eval_every": 1} if place == "curves/" else {"epochs": 1}
+    long = {"epochs": 60, "eval_every": 1, "save_seconds": 1e9} if place == "curves/" else {"epochs": 1}
     settings = small_run(methods=["vanilla_pt"], prompts_together=2, **long)
     child = start(settings, limited(3500))  # room for the settings, not for a checkpoint or a long curve
     said = child.communicate(timeout=PATIENCE)[1]
@@ -189,3 +194,37 @@ def test_a_folder_that_may_not_be_written_is_one_line_and_exit_1(
         f"ppt: cannot write {settings.out}: permission denied; nothing half-written is left there"
     )
     assert not list((tmp_path / "closed").iterdir())
+
+
+@pytest.mark.parametrize("stage", [None, 2])
+def test_full_tuning_that_is_killed_after_every_rate_ends_with_the_bytes_of_one_that_was_not(
+    small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comparable: Any, stage: int | None
+) -> None:
+    rates = [1e-3, 3e-3, 1e30]  # the last one is not chosen
+    changes: dict[str, Any] = {
+        "methods": ["ft"],
+        "ft_learning_rates": rates,
+        "epochs": 6,
+        "ft_zero_stage": stage,
+    }
+    whole = run_fewshot(small_run(out=str(tmp_path / "whole"), seeds=[0], **changes))
+    settings = small_run(out=str(tmp_path / "killed"), seeds=[0], **changes)
+    real, tuned = FullTuner.tune, 0
+
+    def one_rate_a_start(*given: Any) -> Any:
+        nonlocal tuned
+        tuned += 1
+        if tuned == 2:
+            raise Killed
+        return real(*given)
+
+    monkeypatch.setattr(FullTuner, "tune", one_rate_a_start)
+    for _ in range(3):
+        tuned = 0
+        with pytest.raises(Killed):
+            run_fewshot(settings)
+    assert lines(settings.out) == []
+    tuned = 0
+    run_fewshot(settings)  # the chosen rate again, for its weights
+    assert comparable(settings.out) == comparable(whole)
+    assert written(settings.out) == written(whole)

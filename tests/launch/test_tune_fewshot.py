@@ -14,6 +14,7 @@ import yaml
 import finetune.fewshot
 import launch.launcher as launcher
 from corpora.common.errors import UserError
+from finetune import settings
 from finetune.settings import INITS
 from launch.launcher import launch_fewshot
 from pretrain.prompts import INITIALISERS
@@ -104,6 +105,9 @@ def test_a_machine_with_gpus_gets_a_process_for_each_unless_it_is_told(
     launch_fewshot(config, [])
     assert "--num_gpus" not in command_of(started)  # the launcher counts by itself
     assert launch_fewshot(config, ["device=cpu"]) == 0 and launch_fewshot(config, ["processes=1"]) == 0
+    assert launch_fewshot(config, ["device=cuda:1"]) == 0  # one GPU, one process
+    monkeypatch.setattr(settings, "has_gpu", lambda: True)
+    assert settings.fast_dtype(None) == settings.fast_dtype("cuda:1") == "bfloat16"
 
 
 def test_settings_are_read_without_torch_and_know_every_initialisation() -> None:

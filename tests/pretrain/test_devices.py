@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from corpora.common.errors import UserError
-from pretrain.devices import GIB, known_devices, named_device, parse_fleet
+from pretrain.devices import GIB, has_gpu, known_devices, named_device, parse_fleet
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,16 @@ def test_every_kind_has_rates_that_can_be() -> None:
         assert device.bf16 is None or device.bf16 > device.float32 or device.kind.startswith("RTX")
         assert device.fp8 is None or device.fp8 == pytest.approx(2 * (device.bf16 or 0), rel=0.02)
         assert device.host <= 64e9 and device.bandwidth > device.link > 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "found"), [(None, True), ("0,1", True), ("", False), ("-1", False), ("NoDevFiles", False)]
+)
+def test_a_machine_whose_gpus_are_hidden_from_a_process_has_none(
+    shown: str | None, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidiactl")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert has_gpu() == found
