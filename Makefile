@@ -22,8 +22,8 @@ setup: .venv/.ready ## the virtual environment with everything installed
 demo: .venv/.ready ## the whole pipeline on the embedded default, in minutes on a CPU
 	@$(BIN)/ppt demo
 
-test: .venv/.ready ## the tests, with line coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+test: .venv/.ready ## the tests, two files at a time, with line coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: .venv/.ready ## formatter, linter and type checker
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import re
 import resource
@@ -25,6 +26,7 @@ def begin_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    _trim()
     with contextlib.suppress(OSError):
         RESET.write_text(RESET_PEAK)
 
@@ -43,10 +45,17 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def give_back_memory() -> None:
-    """Free what nothing refers to any more, and let go of what torch keeps of it on the GPU."""
+    """Free what nothing refers to any more, and let go of what torch and the C library keep of it."""
     gc.collect()  # engines and modules refer to themselves
+    _trim()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+def _trim() -> None:
+    """Give back to the system what the C library keeps (see `keep_freed_memory`). Elsewhere than under glibc nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 MOST_TOKENS = 16384  # of a micro-batch on a GPU; more fill no kernel better

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HIDDEN = ("PPT_DATA", "LOCAL_RANK")  # real data; what DeepSpeed left behind in this process
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def ground(benches: Any, tmp_path: Path) -> Any:
 
 
 def dry_run(tmp_path: Path, sides: str) -> dict[str, Any]:
-    env = {key: value for key, value in os.environ.items() if key != "PPT_DATA"} | {"PYTHONPATH": str(ROOT)}
+    env = {key: value for key, value in os.environ.items() if key not in HIDDEN} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "benchmarks" / "bench_fewshot.py"), "--dry-run", "--only", sides]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

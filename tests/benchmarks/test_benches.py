@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HIDDEN = ("PPT_DATA", "LOCAL_RANK")  # real data; what DeepSpeed left behind in this process
 
 
 # Hides packages, and this one where it is installed.
@@ -32,7 +33,7 @@ sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in getattr(on
 def run(folder: Path, name: str, *arguments: str, path: Path = ROOT) -> dict[str, Any]:
     """Run a bench in `folder`, with `path` as PYTHONPATH, and read what it wrote there."""
     # Without PPT_DATA, and from the tree that is tested.
-    env = {key: value for key, value in os.environ.items() if key != "PPT_DATA"} | {"PYTHONPATH": str(path)}
+    env = {key: value for key, value in os.environ.items() if key not in HIDDEN} | {"PYTHONPATH": str(path)}
     command = [sys.executable, str(ROOT / "benchmarks" / f"bench_{name}.py"), *arguments]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

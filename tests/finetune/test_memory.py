@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,22 @@ def test_the_peak_holds_what_was_let_go_and_is_forgotten_when_tuning_begins() ->
     small = np.ones(80 * MIB, dtype=np.uint8)
     del small
     assert 70 * MIB < peak_bytes(cpu) - before < 120 * MIB
+
+
+def test_what_a_process_keeps_of_freed_memory_is_forgotten_too() -> None:
+    code = (
+        "import numpy as np, torch\n"
+        "from finetune.memory import begin_peak, peak_bytes\n"
+        "from pretrain.distributed import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "large = [np.ones(2**20, dtype=np.uint8) for _ in range(300)]\n"
+        "del large\n"
+        "before = peak_bytes(torch.device('cpu'))\n"
+        "begin_peak(torch.device('cpu'))\n"
+        "print(before - peak_bytes(torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 250 * MIB
 
 
 def test_micro_batches_fit_the_memory_that_is_free(backbone_dir: Path) -> None:
