@@ -153,7 +153,8 @@ def find_folder(task: Task, data: str | Path | Mapping[str, str] | None) -> Path
     for place in places:
         if _find(place, task.local.train[0]) is not None:
             return place
-    beside = _beside(task)
+    # A folder without this task leaves it what lies beside its file; a folder that is not there, or is this task's own, is a mistake.
+    beside = None if isinstance(data, Mapping) or not Path(data).is_dir() else _beside(task)
     if beside is not None:
         return beside
     looked = ", ".join(str(place / _with_ending(task.local.train[0])) for place in places)

@@ -98,7 +98,9 @@ class FewshotSettings(Settings):
         None  # of a frozen backbone; None: `fast_dtype` of this machine
     )
     weights: Weights = "full"  # how the frozen backbone's linear layers are held: full, int8, nf4, fp8
-    device: str | None = None  # None: a GPU where there is one
+    device: str | None = Field(
+        default=None, pattern=r"^(cpu|cuda(:\d+)?)$"
+    )  # cpu, cuda or cuda:N; None: a GPU where there is one
     batch_tokens: int | None = Field(
         default=None, ge=64
     )  # encoder tokens under way at a time; None: by the device and its memory
@@ -197,9 +199,19 @@ class FewshotSettings(Settings):
 
     @property
     def resolved_device(self) -> str:
-        """Where models run."""
+        """Where models run.
+
+        Raises:
+            UserError: torch sees no such device.
+        """
         import torch
 
+        if (self.device or "cpu") != "cpu":
+            number, there = torch.device(str(self.device)).index or 0, torch.cuda.device_count()
+            if number >= there:
+                raise UserError(
+                    f"device is {self.device} and torch sees {there or 'no'} GPU{'s' if there > 1 else ''}; leave device out, or say device: cpu"
+                )
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     @property

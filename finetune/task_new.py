@@ -83,7 +83,7 @@ def new_task(
         assert split is not None  # `_share` said so
         origin = f"{', '.join(path.name for path in train)}, {split:g} of the rows held out as a test set"
         train, tests = parts[:1], parts[1:]
-        halves = split_rows(table, draft, split, name)
+        halves = split_rows(table, draft, split)
         for path, rows in zip(parts, halves, strict=True):
             write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_text_atomic(out, task_text(draft, name, out.parent, train, tests, origin))
@@ -143,12 +143,10 @@ def _same_columns(draft: Draft, train: Path, test: Table) -> None:
             )
 
 
-def split_rows(
-    table: Table, draft: Draft, share: float, name: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split_rows(table: Table, draft: Draft, share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Hold rows out as a test set: of each label the same share, at least one; rows of one text stay together.
 
-    The same rows under the same name are always split alike.
+    The same rows and labels are always split alike.
 
     Returns:
         Training rows and test rows, each in the order of the file.
@@ -163,9 +161,7 @@ def split_rows(
     held: set[tuple[str, ...]] = set()
     for label, numbers in sorted(by_label.items()):
         n = max(1, round(share * len(numbers)))
-        held.update(
-            texts[numbers[i]] for i in generator(0, "split", name, label).permutation(len(numbers))[:n]
-        )
+        held.update(texts[numbers[i]] for i in generator(0, "split", label).permutation(len(numbers))[:n])
     train = [row for row, text in zip(table.rows, texts, strict=True) if text not in held]
     return train, [row for row, text in zip(table.rows, texts, strict=True) if text in held]
 

@@ -20,6 +20,7 @@ from finetune.task_problems import Problem, likewise
 
 LOOKED_AT = 1000  # rows of each set, spread over it
 EXAMPLE = 200  # characters of each text of a row that is shown
+UNEVEN = 2  # tokens by which label words may not differ without a warning
 UNKNOWN = 0.05  # share of a set's tokens
 
 
@@ -46,6 +47,7 @@ def vocabulary_problems(
         if worded.verbalizer not in spelt:
             problems = list(word_problems(worded, tokenizer))
             spelt[worded.verbalizer] = not problems
+            problems = problems or list(_uneven(worded, tokenizer))
             for problem in problems:
                 yield replace(problem, text=f"{problem.text}{_of(name)}")
         for kind in kinds:
@@ -83,6 +85,22 @@ def word_problems(task: Task, tokenizer: Tokenizer) -> Iterator[Problem]:
             same.append(str(error))
     if same:
         yield Problem("error", "same_tokens", f"{same[0]}{likewise(len(same) - 1, 'more pair')}")
+
+
+def _uneven(task: Task, tokenizer: Tokenizer) -> Iterator[Problem]:
+    """Label words so unlike in length that the sum over their tokens keeps the long ones from being chosen."""
+    if not task.verbalizer:
+        return
+    tokens = Verbalizer(tokenizer, task.verbalizer).ids
+    lengths = {word: len(ids) for word, ids in zip(task.verbalizer, tokens, strict=True)}
+    longest, shortest = max(lengths, key=lengths.__getitem__), min(lengths, key=lengths.__getitem__)
+    if lengths[longest] - lengths[shortest] >= UNEVEN:
+        yield Problem(
+            "warning",
+            "uneven_words",
+            f'label word "{longest}" has {lengths[longest]} tokens and "{shortest}" {lengths[shortest]}: a word scores the sum over its '
+            "tokens, so long ones are seldom chosen; take words of like lengths, or set length_normalised: true in the run",
+        )
 
 
 def _lengths(

@@ -70,6 +70,8 @@ def task_new(
 ) -> None:
     """Look at labelled data and write a task file for it; what cannot be known is guessed, and asked on a terminal.
 
+    Exit code 2 where the written file or its data are wrong: say what is to change with --overwrite.
+
     Example: ppt task new reviews.csv --split 0.2 --out mine/reviews.yaml
     """
     from finetune.task_check import check_task
@@ -92,6 +94,8 @@ def task_new(
     text = f"{out}: {draft.format}, {what} in {draft.label}, reads {', '.join(draft.fields.values())}{left}\n{checked.text}{hint}"
     print_result(checked.as_json(), False, text)
     say(f"next: read {out}, ppt task check it, and name it in the settings of ppt fewshot: tasks: [{out}]")
+    if checked.errors:
+        raise typer.Exit(2)
 
 
 @task_app.command("check")

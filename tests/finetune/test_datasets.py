@@ -133,6 +133,11 @@ def test_data_is_found_by_folder_by_language_or_beside_the_task_file(tmp_path: P
         load_task(Task.load(moved), far)
     with pytest.raises(UserError, match="names no hub data set"):
         load_task(Task.load(moved), None)
+    # What lies beside the file is taken where a folder has other tasks, not where the folder is mistyped or the task's own.
+    assert load_task(task, far).train == load_task(task, None).train
+    for mistyped in (tmp_path / "nope", {"pair": str(tmp_path / "nope")}, {"pair": str(far)}):
+        with pytest.raises(UserError, match="no data for task pair: looked for"):
+            load_task(task, mistyped)
 
 
 def test_the_numbers_of_labels_json_go_before_the_task_files(tmp_path: Path) -> None:

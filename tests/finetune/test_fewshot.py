@@ -293,6 +293,7 @@ def test_unified_ppt_is_not_run_twice_where_it_is_the_same_run(task_files: dict[
         ),
         ({"learning_rates_of": {"ppt": []}}, "learning_rates_of.*expected one learning rate or more of ppt"),
         ({"learning_rates_of": {"ptp": [0.3]}}, 'learning_rates_of.*no method "ptp"; did you mean "ppt"'),
+        ({"device": "gpu"}, "device"),
         (
             {"device": "cuda:1", "processes": 2},
             "device cuda:1 is one GPU and processes is 2; .*write device: cuda,",
@@ -319,6 +320,7 @@ def test_impossible_settings_are_refused_at_the_start(
         ({"prompt_len": 5}, "has 4 tokens and prompt_len is 5"),
         ({"tasks": ["nosuch"]}, 'no task "nosuch" ships'),
         ({"backbone": "nowhere"}, "nowhere"),
+        ({"device": "cuda:7"}, "device is cuda:7 and torch sees .*; leave device out, or say device: cpu"),
         (
             {"tasks": ["sst2"], "data": "nowhere"},
             "no data for task sst2: looked for nowhere/sst2/train.jsonl",

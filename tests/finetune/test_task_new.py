@@ -16,7 +16,7 @@ from corpora.common.errors import UserError
 from corpora.formats import MAX_OPTIONS
 from finetune.datasets import load_task
 from finetune.task import Task
-from finetune.task_new import new_task, split_rows
+from finetune.task_new import new_task
 from launch.task_commands import Chooser
 
 WORDS = [
@@ -325,16 +325,6 @@ def test_a_pattern_adds_no_question_mark_to_texts_that_have_one(tmp_path: Path) 
     )
     assert task.format == "sentence_pair" and task.hard == "{question} <X> . {text}"
     assert task.unified == "{question} {text} . {options} ? The correct one is <X>"
-
-
-def test_a_rare_label_has_a_row_in_a_held_out_test_set(tmp_path: Path) -> None:
-    from finetune.task_draft import Draft
-    from finetune.task_look import Table
-
-    rows = tuple({"text": sentence(i), "label": "rare" if i < 3 else "often"} for i in range(60))
-    draft = Draft(label="label", fields={"text": "text"})
-    train, test = split_rows(Table((), rows), draft, 0.1, "t")
-    assert [row["label"] for row in test].count("rare") == 1 and len(test) == 7 and len(train) == 53
 
 
 @pytest.mark.parametrize(

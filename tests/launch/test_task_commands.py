@@ -175,6 +175,7 @@ def test_check_takes_what_a_run_asks_for_from_its_settings_and_from_the_command_
 
 def test_check_knows_the_presets_of_a_few_shot_run_by_name(news: Path, tokenizer_dir: Path) -> None:
     run("new", ".", "--label", "sort", "--yes", "--out", "t.yaml")
+    Path("runs/demo/world/data").mkdir(parents=True)  # as after the demo
     of_its_own = run("check", "t.yaml", "--config", "pocket_table")  # whose backbone lies in the package
     assert "90 rows to draw from" in of_its_own.stdout and "example: " in of_its_own.stdout
     given = ("shots=100", f"backbone={tokenizer_dir}")
