@@ -40,6 +40,7 @@ def test_planning_loads_each_backbone_once_in_full_on_the_cpu_and_computes_with_
 ) -> None:
     workshop = Workshop(small_run(methods=["vanilla_pt", "lm_adaption"], weights="int8", device="cuda"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.device_count", lambda: 1)
         patch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
         plan(workshop)
     assert [place[:2] for place in loaded] == [("cpu", "full")] * 2
